@@ -18,16 +18,19 @@ from training.shapes.text import CaptionFacts
 
 WORKING_SIZE = 128  # pictures are read at this resolution, whatever theirs is
 FULL_CHROMA = SATURATION * VALUE
-FOREGROUND_CHROMA = 0.5 * FULL_CHROMA  # a pixel with at least this chroma is mostly object
-LEAST_CORE_CHROMA = 0.70 * FULL_CHROMA  # below it the part is a ghost, as in the average of two pictures
+FOREGROUND_CHROMA = 0.4 * FULL_CHROMA  # a pixel with at least this chroma is mostly object
+LEAST_CORE_CHROMA = 0.62 * FULL_CHROMA  # with less the part is a ghost, as in the average of two pictures
+CORE_SHARE = 0.25  # the most saturated quarter of a part is taken as its core, free of the mixed pixels at its edge
 HUE_TOLERANCE = 14.0  # degrees; colours are at least 27 apart
-LEAST_AREA = 0.004  # of the picture; the smallest object (a small crescent) has 0.010
-LEAST_MATCH = 0.80  # overlap (intersection over union) with the best shape, in polar coordinates
+LEAST_AREA = 0.003  # of the picture; the smallest object (a small crescent) has 0.010
+LEAST_MATCH = 0.74  # overlap (intersection over union) with the best shape, in polar coordinates
 SIZE_BORDER = (SIZES["small"][1] + SIZES["large"][0]) / 2
 RADIUS_RANGE = (0.8 * SIZES["small"][0], 1.2 * SIZES["large"][1])
 POSITION_TOLERANCE = 0.15
 PLACE_TOLERANCE = 0.06  # a named place is right up to this far outside its cell
 ANGLES, RADII = 90, 20
+BLURS = (0.0, 0.15, 0.3)  # shapes are compared sharp and blurred, sigma in units of their radius
+_CELL_AREAS = (np.arange(RADII) + 0.5)[:, None]  # a polar cell's area grows with its radius
 
 
 @dataclass(frozen=True)
@@ -85,33 +88,35 @@ def _moments(mask: np.ndarray) -> tuple[float, float, float]:
 
 
 @cache
-def _templates() -> tuple[np.ndarray, np.ndarray]:
-    """Spectra along the angle of every shape's polar outline [shapes, RADII, ANGLES//2+1], and area / radius^2."""
-    spectra, unit_areas = [], []
+def _templates() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Every shape's polar outline at every blur: spectra along the angle [blurs * shapes, RADII, ANGLES // 2 + 1],
+    their energies [blurs * shapes], and each shape's area / radius^2 [shapes]."""
+    side, radius = 192, 0.3
+    outlines, unit_areas = [], []
     for shape in SHAPES:
-        obj = Object(shape, "red", "large", 0.5, 0.5, radius=0.4)
-        alpha, rows, columns = coverage(obj, 160)
-        mask = np.zeros((160, 160), dtype=np.float32)
+        alpha, rows, columns = coverage(Object(shape, "red", "large", 0.5, 0.5, radius=radius), side)
+        mask = np.zeros((side, side), dtype=np.float32)
         mask[rows, columns] = alpha
         area, y, x = _moments(mask)
-        spectra.append(np.fft.rfft(_polar(mask, y, x, np.sqrt(area / np.pi)), axis=1))
-        unit_areas.append(area / (0.4 * 160) ** 2)
-    return np.stack(spectra), np.array(unit_areas)
+        unit_areas.append(area / (radius * side) ** 2)
+        for blur in BLURS:
+            blurred = ndimage.gaussian_filter(mask, blur * radius * side)
+            outlines.append(_polar(blurred, y, x, np.sqrt(area / np.pi)))
+    polar = np.stack(outlines)
+    return np.fft.rfft(polar, axis=2), (_CELL_AREAS * polar**2).sum(axis=(1, 2)), np.array(unit_areas)
 
 
 def _match_shape(mask: np.ndarray) -> tuple[str, float, float, float, float]:
     """mask [height, width] in [0, 1] -> (shape, overlap, radius in pixels, y, x)."""
     area, y, x = _moments(mask)
     polar = _polar(mask, y, x, np.sqrt(area / np.pi))
-    spectra, unit_areas = _templates()
-    weights = (np.arange(RADII) + 0.5)[:, None]  # a polar cell's area grows with its radius
-    cross = np.fft.irfft((np.fft.rfft(polar, axis=1) * weights)[None] * spectra.conj(), n=ANGLES, axis=2)
-    common = cross.sum(axis=1).max(axis=1)
-    own = (weights * polar**2).sum()
-    theirs = np.array([(weights * np.fft.irfft(s, n=ANGLES, axis=1) ** 2).sum() for s in spectra])
-    overlap = common / (own + theirs - common)
+    spectra, energies, unit_areas = _templates()
+    cross = np.fft.rfft(polar * _CELL_AREAS, axis=1)[None] * spectra.conj()
+    common = np.fft.irfft(cross.sum(axis=1), n=ANGLES, axis=1).max(axis=1)
+    overlap = common / ((_CELL_AREAS * polar**2).sum() + energies - common)
     best = int(overlap.argmax())
-    return SHAPES[best], float(overlap[best]), float(np.sqrt(area / unit_areas[best])), y, x
+    shape = best // len(BLURS)
+    return SHAPES[shape], float(overlap[best]), float(np.sqrt(area / unit_areas[shape])), y, x
 
 
 def _hue_distance(hue: np.ndarray, other: float) -> np.ndarray:
@@ -123,12 +128,15 @@ class ShapesChecker:
 
     def read(self, image: np.ndarray) -> list[Found]:
         """image: [height, width, 3] uint8 -> the objects in it, largest first."""
-        hue, chroma = self._hue_chroma(image)
-        parts, count = ndimage.label(chroma > FOREGROUND_CHROMA)
+        rgb, hue, chroma = self._channels(image)
+        foreground = chroma > FOREGROUND_CHROMA
+        parts, count = ndimage.label(foreground)
         found = []
         for part in range(1, count + 1):
             for mask in self._split_by_hue(parts == part, hue):
-                if mask.sum() >= LEAST_AREA * mask.size and (seen := self._read_part(mask, hue, chroma)):
+                if mask.sum() < LEAST_AREA * mask.size:
+                    continue
+                if seen := self._read_part(mask, foreground & ~mask, rgb, hue, chroma):
                     found.append(seen)
         return sorted(found, key=lambda item: -item.radius)
 
@@ -178,17 +186,16 @@ class ShapesChecker:
         )
 
     @staticmethod
-    def _hue_chroma(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """-> hue in degrees and chroma in [0, 1], both [WORKING_SIZE, WORKING_SIZE]."""
+    def _channels(image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """-> rgb [WORKING_SIZE, WORKING_SIZE, 3] in [0, 1], hue in degrees, chroma in [0, 1]."""
         picture = Image.fromarray(np.asarray(image, dtype=np.uint8)).convert("RGB")
         if picture.size != (WORKING_SIZE, WORKING_SIZE):
             picture = picture.resize((WORKING_SIZE, WORKING_SIZE), Image.Resampling.BICUBIC)
         rgb = np.asarray(picture, dtype=np.float32) / 255
-        # A light median takes away pixel noise and the ringing of JPEG without moving edges.
-        red, green, blue = (ndimage.median_filter(rgb[:, :, channel], size=3) for channel in range(3))
+        red, green, blue = rgb[:, :, 0], rgb[:, :, 1], rgb[:, :, 2]
         opponent = (red - 0.5 * (green + blue)) + 1j * (np.sqrt(3) / 2) * (green - blue)
         chroma = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
-        return np.degrees(np.angle(opponent)) % 360, chroma
+        return rgb, np.degrees(np.angle(opponent)) % 360, chroma
 
     @staticmethod
     def _split_by_hue(part: np.ndarray, hue: np.ndarray) -> list[np.ndarray]:
@@ -207,20 +214,27 @@ class ShapesChecker:
         return masks
 
     @staticmethod
-    def _read_part(mask: np.ndarray, hue: np.ndarray, chroma: np.ndarray) -> Found | None:
-        core = ndimage.binary_erosion(mask)
-        if core.sum() < 0.15 * mask.sum():
-            core = mask
+    def _read_part(
+        mask: np.ndarray, others: np.ndarray, rgb: np.ndarray, hue: np.ndarray, chroma: np.ndarray
+    ) -> Found | None:
+        """mask: the part's pixels; others: those of all other parts; both [height, width] bool."""
+        core = mask & (chroma >= np.quantile(chroma[mask], 1 - CORE_SHARE))
         if np.median(chroma[core]) < LEAST_CORE_CHROMA:
             return None
-        turned = np.exp(1j * np.radians(hue[core]))
-        mean_hue = float(np.degrees(np.angle(turned.mean())) % 360)
-        color = min(COLORS, key=lambda name: float(_hue_distance(np.float64(mean_hue), COLORS[name])))
-        if _hue_distance(np.float64(mean_hue), COLORS[color]) > HUE_TOLERANCE:
+        mean_hue = np.degrees(np.angle(np.exp(1j * np.radians(hue[core])).mean())) % 360
+        color = min(COLORS, key=lambda name: float(_hue_distance(mean_hue, COLORS[name])))
+        if _hue_distance(mean_hue, COLORS[color]) > HUE_TOLERANCE:
             return None
-        near = ndimage.binary_dilation(mask, iterations=2)
-        soft = np.where(near, (chroma / np.median(chroma[core])).clip(0, 1), 0)
-        shape, match, radius, y, x = _match_shape(soft.astype(np.float32))
+        # How much of each pixel is object: its place on the line from the background's colour to the object's. Brightness
+        # takes part in it, so that outlines stay sharp where chroma is smeared, as by JPEG.
+        near = ndimage.binary_dilation(mask, iterations=3) & ~others
+        around = ndimage.binary_dilation(near, iterations=3) & ~near & ~others
+        if not around.any():
+            return None
+        background = np.median(rgb[around], axis=0)
+        contrast = np.median(rgb[core], axis=0) - background
+        soft = np.where(near, ((rgb - background) @ contrast / (contrast @ contrast)).clip(0, 1), 0)
+        shape, match, radius, y, x = _match_shape(soft)
         radius /= WORKING_SIZE
         if match < LEAST_MATCH or not RADIUS_RANGE[0] <= radius <= RADIUS_RANGE[1]:
             return None

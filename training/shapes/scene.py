@@ -17,7 +17,7 @@ SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "heart", "cre
 COLORS = {"red": 0, "orange": 28, "yellow": 55, "green": 120, "cyan": 180, "blue": 228, "purple": 275, "pink": 322}
 HUE_JITTER = 5.0
 # Size name -> range of radii. The gap between the two is what makes the word decidable.
-SIZES = {"small": (0.10, 0.125), "large": (0.17, 0.21)}
+SIZES = {"small": (0.115, 0.135), "large": (0.17, 0.21)}
 BACKGROUNDS = {"white": 0.92, "gray": 0.55, "black": 0.10}  # name -> mean grey level
 PLACES = (("top left", "top", "top right"), ("left", "center", "right"), ("bottom left", "bottom", "bottom right"))
 RELATIONS = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
