@@ -114,7 +114,8 @@ def main() -> None:
     for size in arguments.sizes:
         print(f"\n{size} px{'':24} check  facts      N")
         for name, checked, facts, number in calibrate(arguments.count, size):
-            print(f"{name:28} {checked:6.1%} {"" if np.isnan(facts) else format(facts, ".1%"):>6} {number:6d}")
+            shown = "" if np.isnan(facts) else f"{facts:.1%}"
+            print(f"{name:28} {checked:6.1%} {shown:>6} {number:6d}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,62 @@
+"""Shards: what is written is read, the same samples give the same bytes, damage is named."""
+
+import pickle
+import tarfile
+
+import pytest
+
+from training.shards import ShardError, TarShards, sample_rng, write_shards
+
+
+def _samples(count):
+    return [{"__key__": f"{index:04d}", "txt": f"text {index}".encode(), "png": bytes([index]) * index}
+            for index in range(count)]
+
+
+def test_written_samples_are_read_back_in_order_across_shards(tmp_path):
+    assert write_shards(tmp_path, _samples(7), per_shard=3) == 7
+    shards = TarShards(tmp_path)
+    assert [path.name for path in shards.paths] == ["00000.tar", "00001.tar", "00002.tar"]
+    assert [shards[index] for index in range(len(shards))] == _samples(7)
+
+
+def test_the_same_samples_give_the_same_bytes(tmp_path):
+    for name in ("a", "b"):
+        write_shards(tmp_path / name, _samples(4))
+    assert (tmp_path / "a/00000.tar").read_bytes() == (tmp_path / "b/00000.tar").read_bytes()
+
+
+def test_a_pickled_copy_reads_too(tmp_path):
+    write_shards(tmp_path, _samples(3))
+    shards = TarShards(tmp_path)
+    assert shards[2] == pickle.loads(pickle.dumps(shards))[2]
+
+
+def test_webdataset_reads_our_shards(tmp_path):
+    webdataset = pytest.importorskip("webdataset")
+    write_shards(tmp_path, _samples(3))
+    read = list(webdataset.WebDataset(str(tmp_path / "00000.tar"), shardshuffle=False))
+    assert [(row["__key__"], row["txt"]) for row in read] == [(row["__key__"], row["txt"]) for row in _samples(3)]
+
+
+def test_members_in_folders_keep_their_folder_in_the_key(tmp_path):
+    (tmp_path / "x.txt").write_text("hello")
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        tar.add(tmp_path / "x.txt", "part/x.txt")
+    assert TarShards(tmp_path)[0] == {"__key__": "part/x", "txt": b"hello"}
+
+
+def test_missing_and_truncated_shards_are_named(tmp_path):
+    with pytest.raises(ShardError, match="no .tar shards at"):
+        TarShards(tmp_path)
+    write_shards(tmp_path, [{"__key__": "a", "txt": b"x" * 5000}])
+    whole = (tmp_path / "00000.tar").read_bytes()
+    (tmp_path / "00000.tar").write_bytes(whole[:2000])
+    with pytest.raises(ShardError, match="00000.tar.*(truncated|readable).*again"):
+        TarShards(tmp_path)
+
+
+def test_random_choices_depend_on_seed_epoch_and_index_alone():
+    draws = {triple: sample_rng(*triple).integers(1 << 40) for triple in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]}
+    assert len(set(draws.values())) == 4
+    assert sample_rng(0, 1, 0).integers(1 << 40) == draws[0, 1, 0]

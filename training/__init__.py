@@ -1,0 +1,1 @@
+"""What every trainer shares and knows no model: recipes, the training loop, shards, and the `shapes` data set."""

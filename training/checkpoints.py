@@ -1,0 +1,42 @@
+"""Resume folders: a checkpoint counts only when its marker, written last, is there."""
+
+import re
+import shutil
+from pathlib import Path
+
+MARKER = "COMPLETE"
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+def checkpoints(output_dir: str | Path) -> list[Path]:
+    """The complete checkpoint folders of a run, oldest first."""
+    found = [(int(match[1]), path) for path in Path(output_dir).glob("checkpoint-*")
+             if (match := _NAME.fullmatch(path.name)) and (path / MARKER).is_file()]
+    return [path for _, path in sorted(found)]
+
+
+def last_checkpoint(output_dir: str | Path) -> Path | None:
+    """The newest complete checkpoint, or None."""
+    found = checkpoints(output_dir)
+    return found[-1] if found else None
+
+
+def discard_incomplete(output_dir: str | Path) -> None:
+    """Removes what a killed save has left behind."""
+    for path in Path(output_dir).glob("checkpoint-*"):
+        if _NAME.fullmatch(path.name) and not (path / MARKER).is_file():
+            shutil.rmtree(path)
+
+
+def mark_complete(folder: str | Path, keep: int | None) -> None:
+    """Writes the marker into `folder`; only then are checkpoints beyond the newest `keep` removed.
+
+    The marker of an old checkpoint goes first, so that a kill while removing never leaves half a folder that counts.
+    """
+    folder = Path(folder)
+    (folder / MARKER).write_text("")
+    if keep is None:
+        return
+    for old in checkpoints(folder.parent)[:-keep]:
+        (old / MARKER).unlink()
+        shutil.rmtree(old)
