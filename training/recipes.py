@@ -1,11 +1,10 @@
 """Recipes: a YAML file plus `key=value` overrides, checked against a dataclass."""
 
-import sys
-from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from omegaconf import MISSING as REQUIRED
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -20,7 +19,7 @@ class RecipeError(ValueError):
 class Recipe:
     """Keys that every recipe has."""
 
-    output_dir: str = field(metadata={"help": "folder for checkpoints, logs, samples and the exported model"})
+    output_dir: str = field(default=REQUIRED, metadata={"help": "folder for checkpoints, logs, samples and the exported model"})
     trainer: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "passed unchanged to transformers.TrainingArguments"}
     )
@@ -79,18 +78,7 @@ def recipe_help(schema: type) -> str:
     """One line per key of the schema: name, type, default, what it means."""
     lines = ["usage: python -m <package>.<trainer> RECIPE.yaml [key=value ...]", "", (schema.__doc__ or "").strip(), ""]
     for item in fields(schema):
-        default = item.default if item.default is not MISSING else None
-        if item.default_factory is not MISSING:
-            default = item.default_factory()
-        shown = "required" if item.default is MISSING and item.default_factory is MISSING else f"default {default!r}"
+        default = item.default if item.default_factory is MISSING else item.default_factory()
+        shown = "required" if default == REQUIRED else f"default {default!r}"
         lines.append(f"  {item.name:24} {item.metadata.get('help', '')} ({shown})")
     return "\n".join(lines)
-
-
-def run_cli(main: Callable[[list[str]], None]) -> None:
-    """Runs a command; a user's error (ValueError, OSError) becomes one sentence on stderr and exit code 2."""
-    try:
-        main(sys.argv[1:])
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error

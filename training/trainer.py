@@ -13,7 +13,7 @@ import transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 from transformers import TrainerCallback, TrainingArguments
 
 from training.checkpoints import discard_incomplete, last_checkpoint, mark_complete
@@ -36,14 +36,19 @@ class Trainer(transformers.Trainer):
     when a loss is not finite. Checkpoints hold the trainable parameters and the averaged weights, nothing frozen.
     """
 
-    def __init__(self, *args: Any, ema: EMA | None = None, keep: int | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, ema: EMA | None = None, keep: int | None = None, sampler: Sampler | None = None,
+                 **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.sampler = sampler
         self.model_accepts_loss_kwargs = False
         self.ema = ema
         self.keep = keep
         self._terms: dict[str, Tensor] = {}
         self._term_count = 0
         self._keys: list[str] = []
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        return super()._get_train_sampler(train_dataset) if self.sampler is None else self.sampler
 
     # --- losses -------------------------------------------------------------------------------------------------
 
@@ -123,6 +128,17 @@ class Trainer(transformers.Trainer):
         return [name for name, value in self.model.named_parameters() if value.requires_grad]
 
 
+class _Epoch(TrainerCallback):
+    """Tells the data set which epoch it is (accelerate does so in some cases only, not behind nested samplers)."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def on_epoch_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(int(state.epoch + 1e-6))
+
+
 class _EMACallback(TrainerCallback):
     def __init__(self, ema: EMA) -> None:
         self.ema = ema
@@ -160,7 +176,8 @@ class _Pictures(TrainerCallback):
 def run_training(objective: nn.Module, dataset: Dataset, recipe: Recipe, *,
                  collate: Callable[[list[Any]], dict[str, Any]],
                  export: Callable[[Path], None],
-                 sample_pictures: Callable[[], Image.Image] | None = None) -> None:
+                 sample_pictures: Callable[[], Image.Image] | None = None,
+                 sampler: Callable[[int], Sampler] | None = None) -> None:
     """Trains `objective` on a map-style `dataset` by `recipe`; resumes by itself; exports into `output_dir`.
 
     Args:
@@ -168,6 +185,7 @@ def run_training(objective: nn.Module, dataset: Dataset, recipe: Recipe, *,
         collate: list of samples -> batch; a key `keys` names the samples.
         export: called as `export(output_dir)` in the first process at the end, averaged weights in place.
         sample_pictures: returns a picture grid for `samples/`; called without gradients in eval mode.
+        sampler: world_size -> the order of samples, for all processes together; None: shuffled anew every epoch.
 
     Raises:
         NonFiniteError: a loss or gradient is not finite.
@@ -181,13 +199,16 @@ def run_training(objective: nn.Module, dataset: Dataset, recipe: Recipe, *,
     if recipe.dry_run:
         print(dry_run(objective, dataset, arguments, collate))
         return
-    callbacks: list[TrainerCallback] = [] if ema is None else [_EMACallback(ema)]
+    callbacks: list[TrainerCallback] = [_Epoch(dataset)]
+    if ema is not None:
+        callbacks.append(_EMACallback(ema))
     sample = None if sample_pictures is None else torch.no_grad()(sample_pictures)
     callbacks.append(_Pictures(ema, sample, recipe.sample_steps))
     keep = arguments.save_total_limit
     arguments.save_total_limit = None
     trainer = Trainer(model=objective, args=arguments, train_dataset=dataset, data_collator=collate,
-                      callbacks=callbacks, ema=ema, keep=keep)
+                      callbacks=callbacks, ema=ema, keep=keep,
+                      sampler=None if sampler is None else sampler(arguments.world_size))
     if trainer.is_world_process_zero():
         discard_incomplete(output_dir)
     trainer.accelerator.wait_for_everyone()

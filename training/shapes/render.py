@@ -89,6 +89,15 @@ def coverage(obj: Object, size: int) -> tuple[np.ndarray, slice, slice]:
     return alpha, slice(top, bottom), slice(left, right)
 
 
+def foreground(scene: Scene, size: int) -> np.ndarray:
+    """Where objects are: bool [size, size], true where at least half of the pixel is covered."""
+    mask = np.zeros((size, size), dtype=bool)
+    for obj in scene.objects:
+        alpha, rows, columns = coverage(obj, size)
+        mask[rows, columns] |= alpha >= 0.5
+    return mask
+
+
 def object_rgb(obj: Object) -> np.ndarray:
     """The object's colour, [3] in [0, 1]."""
     hue = (COLORS[obj.color] + obj.hue_offset) % 360 / 360

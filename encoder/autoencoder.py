@@ -1,0 +1,129 @@
+"""The trained encoder as its consumers use it: pictures to tokens, tokens to pictures, tokens to captions and scores."""
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PretrainedConfig, PreTrainedModel
+
+from encoder.decoder import LatentDecoder
+from encoder.model import OpenVision3Config, OpenVision3Model
+from encoder.pretraining import OpenVision3ForPreTraining
+from encoder.text import CaptionDecoder, OpenVision3TextConfig, TextEncoder
+from encoder.vae import decode, encode
+
+
+class OpenVision3AutoencoderConfig(PretrainedConfig):
+    """Keyword arguments of the parts; `text` is None for an autoencoder without text towers."""
+
+    model_type = "openvision3_autoencoder"
+
+    def __init__(self, encoder: dict | None = None, decoder: dict | None = None, vae: dict | None = None,
+                 text: dict | None = None, **kwargs) -> None:
+        self.encoder = encoder or {}
+        self.decoder = decoder or {}
+        self.vae = vae or {}
+        self.text = text
+        super().__init__(**kwargs)
+
+
+class OpenVision3Autoencoder(PreTrainedModel):
+    """Encoder, latent decoder, VAE and, where they were trained, both text towers. Everything is frozen.
+
+    `encode` returns and `decode` takes raw image_tokens [batch, num_patches, hidden_size].
+    """
+
+    config_class = OpenVision3AutoencoderConfig
+    base_model_prefix = "autoencoder"
+    main_input_name = "pixel_values"
+    _supports_sdpa = True
+
+    def __init__(self, config: OpenVision3AutoencoderConfig) -> None:
+        super().__init__(config)
+        encoder = OpenVision3Config(**config.encoder)
+        self.encoder = OpenVision3Model(encoder)
+        self.latent_decoder = LatentDecoder(encoder.hidden_size, encoder.latent_channels, encoder.latent_patch_size,
+                                            **config.decoder)
+        self.vae = AutoencoderKL.from_config(config.vae)
+        self.text_encoder = self.caption_decoder = None
+        if config.text is not None:
+            text = OpenVision3TextConfig(**config.text)
+            self.text_encoder = TextEncoder(text)
+            self.caption_decoder = CaptionDecoder(text, encoder.hidden_size)
+        self.post_init()
+        self.requires_grad_(False).eval()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Weights come from training; each part has initialised itself."""
+
+    @classmethod
+    def from_pretraining(cls, model: OpenVision3ForPreTraining, vae: AutoencoderKL) -> "OpenVision3Autoencoder":
+        """Copies the weights of a pre-trained model and its VAE. The VAE's float32 weights travel with the folder."""
+        config = OpenVision3AutoencoderConfig(
+            encoder=model.config.encoder, text=model.config.text,
+            decoder={**model.config.decoder, "noise_tau": model.config.noise_tau,
+                     "noise_space": model.config.noise_space},
+            vae={key: value for key, value in dict(vae.config).items() if not key.startswith("_")})
+        own = cls(config)
+        for name in ("encoder", "latent_decoder", "text_encoder", "caption_decoder"):
+            getattr(own, name).load_state_dict(getattr(model, name).state_dict())
+        own.vae.load_state_dict(vae.state_dict())
+        return own
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a token's patch in pixels."""
+        return self.encoder.config.patch_size
+
+    @property
+    def image_size(self) -> int:
+        """Side of the pictures of the last training stage, in pixels."""
+        return self.encoder.config.image_size
+
+    @torch.no_grad()
+    def encode(self, pixel_values: Tensor) -> Tensor:
+        """pixel_values [batch, 3, height, width] in [-1, 1] -> image_tokens [batch, num_patches, hidden_size]."""
+        return self.encode_latents(encode(self.vae, pixel_values))
+
+    @torch.no_grad()
+    def encode_latents(self, latents: Tensor) -> Tensor:
+        """latents [batch, 16, height/8, width/8], as cached -> image_tokens [batch, num_patches, hidden_size]."""
+        return self.encoder(latents=latents).last_hidden_state
+
+    @torch.no_grad()
+    def decode(self, image_tokens: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """image_tokens -> pixel_values [batch, 3, height, width], about [-1, 1]; grid (rows, columns), None: a square."""
+        return decode(self.vae, self.latent_decoder(image_tokens, grid))
+
+    def pool(self, image_tokens: Tensor) -> Tensor:
+        """image_tokens -> [batch, projection_dim], the encoder's own pooling."""
+        return self.encoder.pool(image_tokens)
+
+    def image_features(self, image_tokens: Tensor) -> Tensor:
+        """image_tokens -> contrastive vectors [batch, projection_dim], normalised."""
+        return F.normalize(self.pool(image_tokens), dim=-1)
+
+    def text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """input_ids, attention_mask [batch, length] -> contrastive vectors [batch, projection_dim], normalised."""
+        self._need_text()
+        return F.normalize(self.text_encoder(input_ids, attention_mask).pooler_output, dim=-1)
+
+    @torch.no_grad()
+    def caption(self, image_tokens: Tensor, max_length: int = 64) -> Tensor:
+        """image_tokens -> greedy caption ids [batch, <= max_length]."""
+        self._need_text()
+        text = self.caption_decoder.config
+        return self.caption_decoder.generate(image_tokens, text.bos_token_id, text.eos_token_id, max_length)
+
+    @torch.no_grad()
+    def caption_log_prob(self, image_tokens: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Mean log p of each caption's tokens given the picture: [batch]. input_ids begin with bos and end with eos."""
+        self._need_text()
+        logits = self.caption_decoder(image_tokens, input_ids[:, :-1])
+        log_probs = logits.log_softmax(dim=-1).gather(2, input_ids[:, 1:, None]).squeeze(2)
+        mask = attention_mask[:, 1:].to(log_probs)
+        return (log_probs * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+
+    def _need_text(self) -> None:
+        if self.text_encoder is None:
+            raise ValueError("This autoencoder has no text towers; use one exported by encoder.train.")

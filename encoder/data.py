@@ -1,0 +1,153 @@
+"""Image-text pairs: shards of pictures with captions, and their cache of VAE latents."""
+
+import hashlib
+import io
+import json
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from diffusers import AutoencoderKL
+from PIL import Image
+from safetensors import safe_open
+from torch.utils.data import Dataset, Sampler
+
+from encoder.images import load_image
+from training.shards import ShardError, TarShards, sample_rng
+
+CACHE_FILE, TEXTS_FILE = "latents.safetensors", "texts.json"
+PICTURES = ("png", "jpg", "jpeg", "webp")
+
+
+@dataclass
+class Pair:
+    """One picture with its captions. Pictures with the same `description` count as the same in retrieval."""
+
+    key: str
+    image: Image.Image
+    captions: list[str]
+    description: str
+
+
+class ImageTextShards:
+    """Shards with a picture and either a `json` ({"captions": [...]} or {"caption": ...}) or a `txt` per sample.
+
+    Raises:
+        ShardError: a sample without picture or caption; the sentence names its key.
+    """
+
+    def __init__(self, root: str | Path, count: int | None = None) -> None:
+        self.root, self.shards = root, TarShards(root)
+        self.count = len(self.shards) if count is None else min(count, len(self.shards))
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Pair:
+        sample = self.shards[index]
+        key = sample["__key__"]
+        picture = next((sample[extension] for extension in PICTURES if extension in sample), None)
+        if picture is None:
+            raise ShardError(f"{self.root}: sample {key} has no picture; its members need one of {', '.join(PICTURES)}.")
+        values = json.loads(sample["json"]) if "json" in sample else {}
+        captions = values.get("captions") or [values.get("caption") or sample.get("txt", b"").decode().strip()]
+        if not captions[0]:
+            raise ShardError(f"{self.root}: sample {key} has no caption; give it a .txt, or 'captions' in its .json.")
+        return Pair(key, load_image(io.BytesIO(picture), name=f"{self.root}: sample {key}"), captions, values.get("description", captions[0]))
+
+
+def vae_hash(vae: AutoencoderKL) -> str:
+    """A short hash of the VAE's weights and scaling factor: what its latents depend on."""
+    digest = hashlib.sha256(str(vae.config.scaling_factor).encode())
+    for name, value in sorted(vae.state_dict().items()):
+        digest.update(name.encode() + value.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def load_cached(folder: str | Path, vae: AutoencoderKL | None = None) -> dict:
+    """Reads a cache written by `encoder.cache_latents`.
+
+    Returns:
+        latents float16 [N, 16, height, width]; pixels uint8 [N, 3, 8 height, 8 width]; keys, descriptions (lists of
+        str); captions (list of lists of str); metadata.
+
+    Raises:
+        ShardError: there is no cache, or `vae` is given and another VAE made it.
+    """
+    folder = Path(folder)
+    if not (folder / CACHE_FILE).is_file():
+        raise ShardError(f"There is no latent cache at {folder}; make it with python -m encoder.cache_latents.")
+    with safe_open(folder / CACHE_FILE, framework="pt") as file:
+        metadata = file.metadata()
+        cache = {"latents": file.get_tensor("latents"), "pixels": file.get_tensor("pixels"), "metadata": metadata}
+    if vae is not None and metadata["vae"] != vae_hash(vae):
+        raise ShardError(f"The latent cache {folder} was made by VAE {metadata['vae']}, not by this one "
+                         f"({vae_hash(vae)}); make it again with python -m encoder.cache_latents.")
+    return {**cache, **json.loads((folder / TEXTS_FILE).read_text())}
+
+
+class CachedPairs(Dataset):
+    """Cached latents with one caption of each picture, drawn anew every epoch.
+
+    Items are {"latents": float32 [16, height, width], "pixels": uint8 [3, 8 height, 8 width], "caption": str,
+    "key": str}.
+    """
+
+    def __init__(self, cache: dict, seed: int) -> None:
+        self.cache, self.seed, self.epoch = cache, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.cache["keys"])
+
+    def __getitem__(self, index: int) -> dict:
+        captions = self.cache["captions"][index]
+        choice = int(sample_rng(self.seed, self.epoch, index).integers(len(captions)))
+        return {"latents": self.cache["latents"][index].float(), "pixels": self.cache["pixels"][index],
+                "caption": captions[choice], "key": self.cache["keys"][index]}
+
+
+class DistinctSampler(Sampler[int]):
+    """A new order every epoch in which no `batch_size` neighbours (one global batch) share a description.
+
+    Two pictures of the same description would be each other's false negatives. A picture that finds its description
+    taken waits for the next batch; one that still waits at the end of the epoch is left out of it.
+
+    Raises:
+        ValueError: fewer different descriptions than a batch needs.
+    """
+
+    def __init__(self, descriptions: list[str], batch_size: int, seed: int) -> None:
+        numbers = {text: number for number, text in enumerate(dict.fromkeys(descriptions))}
+        if len(numbers) < batch_size:
+            raise ValueError(f"A batch of {batch_size} needs as many different descriptions and there are {len(numbers)}; "
+                             "lower per_device_train_batch_size or write more pictures.")
+        self.labels = [numbers[text] for text in descriptions]
+        self.batch_size, self.seed, self.epoch = batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.labels) // self.batch_size * self.batch_size
+
+    def __iter__(self) -> Iterator[int]:
+        rng = np.random.default_rng((self.seed, self.epoch))
+        queue: deque[int] = deque()
+        for _ in range(len(self) // self.batch_size):
+            taken, waiting, size = set(), [], 0
+            while size < self.batch_size:
+                if not queue:
+                    queue.extend(rng.permutation(len(self.labels)).tolist())
+                index = queue.popleft()
+                if self.labels[index] in taken:
+                    waiting.append(index)
+                    continue
+                taken.add(self.labels[index])
+                size += 1
+                yield index
+            queue.extendleft(waiting)

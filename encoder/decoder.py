@@ -1,0 +1,82 @@
+"""The latent decoder: image tokens -> VAE latents, a ViT of patch size 1 over the token grid."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from encoder.layers import LAYER_NORM_EPS, Block, init_weights
+from encoder.positions import sincos_positions
+
+# The paper's M/1, B/1 and L/1 (dimensions of OpenVision's vit.decode_variant), and ours for laptops.
+DECODER_PRESETS = {
+    "tiny": dict(hidden_size=192, num_hidden_layers=4, num_attention_heads=3, intermediate_size=768),
+    "medium": dict(hidden_size=512, num_hidden_layers=12, num_attention_heads=8, intermediate_size=2048),
+    "base": dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072),
+    "large": dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096),
+}
+NOISE_SPACES = ("layernorm", "raw", "statistics")
+
+
+class LatentDecoder(nn.Module):
+    """Decodes tokens into latents; in training it adds noise of a random strength to them first (paper, equation 3).
+
+    Args:
+        token_size: width of the image tokens.
+        latent_patch_size: side of a token's patch in latents, 2.
+        noise_tau: sigma is drawn from U[0, noise_tau] for each picture, in training only.
+        noise_space: where the noise is added. "layernorm": after a LayerNorm without parameters, so that growing tokens
+            cannot escape it; "raw": to the tokens as they are (the equation read literally); "statistics": in units of
+            `token_std`, a buffer to be filled for a frozen encoder.
+    """
+
+    def __init__(self, token_size: int, latent_channels: int, latent_patch_size: int, hidden_size: int,
+                 num_hidden_layers: int, num_attention_heads: int, intermediate_size: int, noise_tau: float = 0.8,
+                 noise_space: str = "layernorm") -> None:
+        super().__init__()
+        if noise_space not in NOISE_SPACES:
+            raise ValueError(f"noise_space is {noise_space!r}; choose one of {', '.join(NOISE_SPACES)}.")
+        self.hidden_size, self.latent_patch_size = hidden_size, latent_patch_size
+        self.noise_tau, self.noise_space = noise_tau, noise_space
+        if noise_space == "statistics":
+            self.register_buffer("token_std", torch.ones(token_size))
+        self.embedding = nn.Linear(token_size, hidden_size)
+        self.layers = nn.ModuleList(
+            Block(hidden_size, num_attention_heads, intermediate_size) for _ in range(num_hidden_layers)
+        )
+        self.norm = nn.LayerNorm(hidden_size, eps=LAYER_NORM_EPS)
+        self.head = nn.Linear(hidden_size, latent_channels * latent_patch_size**2)
+        self.apply(init_weights)
+
+    def add_noise(self, image_tokens: Tensor) -> Tensor:
+        """image_tokens [batch, num_patches, token_size], noised in training; the LayerNorm comes first where asked."""
+        if self.noise_space == "layernorm":
+            image_tokens = F.layer_norm(image_tokens, image_tokens.shape[-1:], eps=LAYER_NORM_EPS)
+        if not self.training or self.noise_tau == 0:
+            return image_tokens
+        sigma = self.noise_tau * torch.rand(image_tokens.shape[0], 1, 1).to(image_tokens)
+        noise = torch.randn_like(image_tokens)
+        if self.noise_space == "statistics":
+            noise = noise * self.token_std
+        return image_tokens + sigma * noise
+
+    def forward(self, image_tokens: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """image_tokens [batch, num_patches, token_size] -> latents [batch, latent_channels, 2 rows, 2 columns].
+
+        Args:
+            grid: (rows, columns) of the tokens; None: a square.
+
+        Raises:
+            ValueError: the number of tokens does not fit the grid.
+        """
+        count = image_tokens.shape[1]
+        rows, columns = grid if grid is not None else (math.isqrt(count), math.isqrt(count))
+        if rows * columns != count:
+            raise ValueError(f"{count} image tokens do not fill a {rows} x {columns} grid; pass grid=(rows, columns).")
+        hidden_states = self.embedding(self.add_noise(image_tokens))
+        hidden_states = hidden_states + sincos_positions(rows, columns, self.hidden_size).to(hidden_states)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states)
+        patches = self.head(self.norm(hidden_states)).transpose(1, 2).unflatten(2, (rows, columns))
+        return F.pixel_shuffle(patches, self.latent_patch_size)

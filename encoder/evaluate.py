@@ -1,0 +1,142 @@
+"""Measures an autoencoder folder on `shapes`: reconstruction, captions, retrieval, each beside its baselines.
+
+    python -m encoder.evaluate --model runs/encoder --count 512 --image-size 64 --out report.json
+
+Every split gets scenes of its own, drawn here; `--train` (a latent cache) gives the nearest-caption baseline its pictures.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from encoder.autoencoder import OpenVision3Autoencoder
+from encoder.data import load_cached
+from encoder.images import to_pixel_values
+from encoder.metrics import psnr
+from encoder.tokenizer import load_tokenizer
+from encoder.vae import decode, encode
+from training.cli import run_cli
+from training.shapes import Scene, ShapesChecker, caption_facts, facts_hold, foreground, full_caption, render
+from training.shapes.write import scene_at
+from training.statistics import share
+
+BATCH = 64
+
+
+def masked_psnr(pixel_values: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """PSNR over the pixels where mask [batch, height, width] is true, one value a picture; range [-1, 1]."""
+    squared = ((pixel_values.clamp(-1, 1) - target.clamp(-1, 1)) ** 2).mean(dim=1)
+    mse = (squared * mask).sum(dim=(1, 2)) / mask.sum(dim=(1, 2)).clamp(min=1)
+    return 10 * torch.log10(4.0 / mse.clamp(min=1e-12))
+
+
+def caption_is_right(text: str, scene: Scene) -> bool:
+    """Whether every object of the scene is named rightly and nothing false is said."""
+    try:
+        return facts_hold(caption_facts(text), scene)
+    except ValueError:
+        return False
+
+
+def hits_by_description(similarity: Tensor, descriptions: list[str]) -> int:
+    """Rows whose best column has the row's own description. similarity: [N, N]."""
+    best = similarity.argmax(dim=1).tolist()
+    return sum(descriptions[row] == descriptions[column] for row, column in enumerate(best))
+
+
+@torch.no_grad()
+def tokens_of(model: OpenVision3Autoencoder, pixel_values: Tensor) -> Tensor:
+    """image_tokens [N, num_patches, hidden_size] of many pictures, in batches."""
+    return torch.cat([model.encode(part) for part in pixel_values.split(BATCH)])
+
+
+def caption_texts(model: OpenVision3Autoencoder, tokenizer: PreTrainedTokenizerBase, image_tokens: Tensor) -> list[str]:
+    """Greedy captions, one a picture."""
+    texts: list[str] = []
+    for part in tqdm(image_tokens.split(BATCH), desc="captions", mininterval=2, leave=False):
+        texts += tokenizer.batch_decode(model.caption(part), skip_special_tokens=True)
+    return [text.strip() for text in texts]
+
+
+@torch.no_grad()
+def evaluate(model: OpenVision3Autoencoder, tokenizer: PreTrainedTokenizerBase, scenes: list[Scene], image_size: int,
+             train_cache: dict | None) -> dict:
+    """All figures of one split."""
+    pictures = [render(scene, image_size) for scene in scenes]
+    pixel_values = to_pixel_values(pictures, image_size)
+    mask = torch.from_numpy(np.stack([foreground(scene, image_size) for scene in scenes])).float()
+    image_tokens = tokens_of(model, pixel_values)
+    ours = torch.cat([model.decode(part) for part in image_tokens.split(BATCH)])
+    vae = torch.cat([decode(model.vae, encode(model.vae, part)) for part in pixel_values.split(BATCH)])
+    mean = vae.mean(dim=0, keepdim=True).expand_as(vae)
+    small = F.interpolate(vae, scale_factor=1 / 16, mode="bicubic", antialias=True)
+    bicubic = F.interpolate(small, size=(image_size, image_size), mode="bicubic")
+    report: dict = {"count": len(scenes)}
+    for name, candidate, target in (("vae_against_picture", vae, pixel_values), ("against_vae", ours, vae),
+                                    ("against_picture", ours, pixel_values), ("mean_image_against_vae", mean, vae),
+                                    ("down16_bicubic_against_vae", bicubic, vae)):
+        report[name] = {"psnr": psnr(candidate, target).mean().item(),
+                        "foreground_psnr": masked_psnr(candidate, target, mask).mean().item()}
+    checker = ShapesChecker()
+    for name, candidate in (("checker_on_vae", vae), ("checker_on_ours", ours)):
+        arrays = ((candidate.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+        right = sum(checker.check(array, scene).all_right for array, scene in zip(arrays, scenes, strict=True))
+        report[name] = share(right, len(scenes))
+
+    texts = caption_texts(model, tokenizer, image_tokens)
+    report["captions"] = share(sum(map(caption_is_right, texts, scenes)), len(scenes))
+    report["caption_examples"] = texts[:8]
+    image_features = F.normalize(model.image_features(image_tokens), dim=-1)
+    descriptions = [scene.description for scene in scenes]
+    tokens = tokenizer([full_caption(scene) for scene in scenes], return_tensors="pt", padding=True)
+    text_features = F.normalize(model.text_features(tokens["input_ids"], tokens["attention_mask"]), dim=-1)
+    similarity = image_features @ text_features.T
+    same = torch.tensor([[float(a == b) for b in descriptions] for a in descriptions])
+    report["retrieval"] = {
+        "image_to_text": share(hits_by_description(similarity, descriptions), len(scenes)),
+        "text_to_image": share(hits_by_description(similarity.T, descriptions), len(scenes)),
+        "oracle": hits_by_description(same, descriptions) / len(scenes),
+        "chance": same.mean().item(),
+    }
+    if train_cache is not None:
+        train_tokens = torch.cat([model.encoder(latents=part.float()).last_hidden_state
+                                  for part in train_cache["latents"][:4096].split(BATCH)])
+        train_features = F.normalize(model.image_features(train_tokens), dim=-1)
+        nearest = (image_features @ train_features.T).argmax(dim=1).tolist()
+        right = sum(caption_is_right(train_cache["captions"][index][0], scene)
+                    for index, scene in zip(nearest, scenes, strict=True))
+        report["nearest_caption"] = share(right, len(scenes))
+    return report
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m encoder.evaluate", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="autoencoder folder")
+    parser.add_argument("--splits", nargs="+", default=["test_iid", "test_combo"])
+    parser.add_argument("--count", type=int, default=512, help="pictures a split, also the retrieval pool")
+    parser.add_argument("--image-size", type=int, required=True)
+    parser.add_argument("--train", type=Path, default=None, help="latent cache of the training pictures")
+    parser.add_argument("--out", type=Path, default=None, help="write the report as JSON")
+    args = parser.parse_args(argv)
+    model = OpenVision3Autoencoder.from_pretrained(args.model).eval()
+    tokenizer = load_tokenizer(args.model / "tokenizer")
+    cache = None if args.train is None else load_cached(args.train)
+    report = {split: evaluate(model, tokenizer, [scene_at(split, index) for index in range(args.count)],
+                              args.image_size, cache) for split in args.splits}
+    text = json.dumps(report, indent=1)
+    print(text)
+    if args.out is not None:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(text)
+
+
+if __name__ == "__main__":
+    run_cli(main)

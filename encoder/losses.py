@@ -1,0 +1,51 @@
+"""The losses of pre-training (paper, equations 3 to 6)."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_gather
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+# Rows of the vocabulary projection computed at a time; at 32,000 words a chunk's logits take 128 MB in float32.
+CAPTION_CHUNK = 1024
+
+
+def contrastive_loss(image_features: Tensor, text_features: Tensor, logit_scale: Tensor) -> Tensor:
+    """Symmetric InfoNCE over the global batch; row i of one belongs to row i of the other.
+
+    Args:
+        image_features, text_features: [batch, projection_dim], normalised here.
+        logit_scale: scalar, already exponentiated.
+
+    Under torch.distributed the features of all processes are gathered with gradients and every process returns the loss
+    of the whole batch, scaled so that averaging gradients over the processes (as DDP does) gives that loss's gradient.
+    """
+    image_features, text_features = F.normalize(image_features, dim=-1), F.normalize(text_features, dim=-1)
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        image_features = torch.cat(all_gather(image_features))
+        text_features = torch.cat(all_gather(text_features))
+    logits = logit_scale * image_features @ text_features.T
+    labels = torch.arange(logits.shape[0], device=logits.device)
+    return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+
+
+def caption_loss(hidden_states: Tensor, head: nn.Linear, labels: Tensor, chunk: int = CAPTION_CHUNK) -> Tensor:
+    """Mean cross-entropy over the labelled positions, without holding all logits at once.
+
+    Args:
+        hidden_states: [batch, length, hidden_size], the row of token i predicting labels[:, i].
+        labels: [batch, length], -100 where nothing is predicted.
+    """
+    rows = labels != -100
+    states, targets = hidden_states[rows], labels[rows]
+
+    def summed(part: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(head(part).float(), target, reduction="sum")
+
+    parts = zip(states.split(chunk), targets.split(chunk), strict=True)
+    if states.shape[0] <= chunk:
+        total = summed(states, targets)
+    else:
+        total = torch.stack([checkpoint(summed, part, target, use_reentrant=False) for part, target in parts]).sum()
+    return total / max(targets.numel(), 1)

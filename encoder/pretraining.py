@@ -1,0 +1,149 @@
+"""Joint pre-training: reconstruction, image-text contrast and captioning on one set of tokens (paper, section 3)."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from encoder.decoder import DECODER_PRESETS, LatentDecoder
+from encoder.losses import caption_loss, contrastive_loss
+from encoder.model import OpenVision3Config, OpenVision3Model
+from encoder.text import TEXT_PRESETS, CaptionDecoder, OpenVision3TextConfig, TextEncoder
+
+# exp of it is 1 / 0.07, OpenVision's initial temperature.
+INITIAL_LOG_SCALE = math.log(1 / 0.07)
+
+
+class OpenVision3PreTrainingConfig(PretrainedConfig):
+    """The encoder, what it is trained with, and the weights of the losses (defaults: paper, Table 1, pre-training).
+
+    Args:
+        encoder, decoder, text: keyword arguments of OpenVision3Config, LatentDecoder and OpenVision3TextConfig.
+        reconstruction_weight, understanding_weight: w_rec and w_und, equation 6.
+        latent_weight: beta, of the latent l1 beside the pixel l1, equation 4.
+        contrastive_weight: alpha, of contrast beside captioning, equation 5.
+        noise_tau, noise_space: see LatentDecoder. tau is not published; 0.8 is RAE's.
+        pixel_loss_fraction: share of the batch, drawn anew each step, that is decoded to pixels.
+        logit_scale_max: the temperature is clamped there; None: never (as published).
+    """
+
+    model_type = "openvision3_pretraining"
+
+    def __init__(self, encoder: dict | None = None, decoder: dict | None = None, text: dict | None = None,
+                 reconstruction_weight: float = 0.5, understanding_weight: float = 1.0, latent_weight: float = 0.4,
+                 contrastive_weight: float = 1.0, noise_tau: float = 0.8, noise_space: str = "layernorm",
+                 pixel_loss_fraction: float = 1.0, logit_scale_max: float | None = None, **kwargs) -> None:
+        self.encoder = encoder or {}
+        self.decoder = decoder or dict(DECODER_PRESETS["base"])
+        self.text = text or {}
+        self.reconstruction_weight = reconstruction_weight
+        self.understanding_weight = understanding_weight
+        self.latent_weight = latent_weight
+        self.contrastive_weight = contrastive_weight
+        self.noise_tau = noise_tau
+        self.noise_space = noise_space
+        self.pixel_loss_fraction = pixel_loss_fraction
+        self.logit_scale_max = logit_scale_max
+        super().__init__(**kwargs)
+
+    @classmethod
+    def preset(cls, size: str, vocab_size: int, image_size: int, **overrides) -> "OpenVision3PreTrainingConfig":
+        """Encoder, decoder and text towers of one size; the paper's pairing is base with base."""
+        encoder = OpenVision3Config.preset(size, image_size=image_size)
+        return cls(
+            encoder={"image_size": image_size, **{key: getattr(encoder, key) for key in (
+                "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")}},
+            decoder=dict(DECODER_PRESETS[size]),
+            text={"vocab_size": vocab_size, "projection_dim": encoder.projection_dim, **TEXT_PRESETS[size]},
+            **overrides,
+        )
+
+
+@dataclass
+class PreTrainingOutput(ModelOutput):
+    """loss: the weighted sum. losses: every raw term and, as `weighted/name`, what it adds; detached."""
+
+    loss: Tensor | None = None
+    losses: dict[str, Tensor] | None = None
+    image_tokens: Tensor | None = None
+
+
+class OpenVision3ForPreTraining(PreTrainedModel):
+    """The encoder with latent decoder, text encoder and caption decoder."""
+
+    config_class = OpenVision3PreTrainingConfig
+    base_model_prefix = "pretraining"
+    main_input_name = "latents"
+    accepts_loss_kwargs = False
+    _supports_sdpa = True
+
+    def __init__(self, config: OpenVision3PreTrainingConfig) -> None:
+        super().__init__(config)
+        encoder, text = OpenVision3Config(**config.encoder), OpenVision3TextConfig(**config.text)
+        self.encoder = OpenVision3Model(encoder)
+        self.latent_decoder = LatentDecoder(
+            encoder.hidden_size, encoder.latent_channels, encoder.latent_patch_size, **config.decoder,
+            noise_tau=config.noise_tau, noise_space=config.noise_space)
+        self.text_encoder = TextEncoder(text)
+        self.caption_decoder = CaptionDecoder(text, encoder.hidden_size)
+        self.log_scale = nn.Parameter(torch.tensor(INITIAL_LOG_SCALE))
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Each part has initialised itself."""
+
+    def forward(
+        self,
+        latents: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        pixel_values: Tensor | None = None,
+        decode_latents: Callable[[Tensor], Tensor] | None = None,
+    ) -> PreTrainingOutput:
+        """One step's losses.
+
+        Args:
+            latents: [batch, latent_channels, height/8, width/8], frozen.
+            input_ids: [batch, length], a caption as bos, words, eos, padding; also what contrast reads.
+            attention_mask: [batch, length], 1 on the caption.
+            pixel_values: [batch, 3, height, width] in [-1, 1]; with `decode_latents` (the frozen VAE's decoder), the
+                pixel loss is computed on a random `pixel_loss_fraction` of the rows.
+        """
+        config = self.config
+        encoded = self.encoder(latents=latents)
+        image_tokens = encoded.last_hidden_state
+        patch = self.encoder.config.latent_patch_size
+        grid = (latents.shape[2] // patch, latents.shape[3] // patch)
+        decoded = self.latent_decoder(image_tokens, grid)
+        raw = {"latent": F.l1_loss(decoded, latents)}
+        weights = {"latent": config.reconstruction_weight * config.latent_weight,
+                   "caption": config.understanding_weight,
+                   "contrastive": config.understanding_weight * config.contrastive_weight}
+        if decode_latents is not None:
+            count = math.ceil(config.pixel_loss_fraction * latents.shape[0])
+            rows = torch.randperm(latents.shape[0])[:count].to(latents.device)
+            raw["pixel"] = F.l1_loss(decode_latents(decoded[rows]), pixel_values[rows])
+            weights["pixel"] = config.reconstruction_weight
+        labels = input_ids[:, 1:].masked_fill(attention_mask[:, 1:] == 0, -100)
+        states = self.caption_decoder.hidden_states(image_tokens, input_ids[:, :-1])
+        raw["caption"] = caption_loss(states, self.caption_decoder.head, labels)
+        text_features = self.text_encoder(input_ids, attention_mask).pooler_output
+        scale = self.log_scale.exp()
+        if config.logit_scale_max is not None:
+            scale = scale.clamp(max=config.logit_scale_max)
+        raw["contrastive"] = contrastive_loss(encoded.pooler_output, text_features, scale)
+        loss = sum(weights[name] * value for name, value in raw.items())
+        losses = {name: value.detach() for name, value in raw.items()}
+        losses.update({f"weighted/{name}": weights[name] * value.detach() for name, value in raw.items()})
+        with torch.no_grad():
+            power = image_tokens.float().pow(2).mean(dim=(0, 1))
+            top = max(1, power.numel() // 100)
+            losses["token_rms"] = power.mean().sqrt()
+            losses["top1_percent_power"] = power.topk(top).values.sum() / power.sum()
+            losses["logit_scale"] = scale.detach()
+        return PreTrainingOutput(loss=loss, losses=losses, image_tokens=image_tokens.detach())

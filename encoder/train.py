@@ -1,0 +1,115 @@
+"""Pre-trains the unified encoder: python -m encoder.train encoder/recipes/tiny.yaml [key=value ...]
+
+Reads a latent cache (`encoder.cache_latents`), so the frozen VAE encodes no picture twice. A stage is a recipe: the second
+starts from the folder of the first (`init_from`) and may have another resolution.
+"""
+
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from encoder.autoencoder import OpenVision3Autoencoder
+from encoder.data import CachedPairs, DistinctSampler, load_cached
+from encoder.images import picture_grid, to_pil
+from encoder.model import PRESETS
+from encoder.pretraining import OpenVision3ForPreTraining, OpenVision3PreTrainingConfig
+from encoder.tokenizer import load_tokenizer, tokenize_captions
+from encoder.vae import decode
+from training.cli import run_cli
+from training.recipes import REQUIRED, Recipe, load_recipe
+from training.trainer import run_training
+
+
+@dataclass
+class EncoderRecipe(Recipe):
+    """Joint pre-training of encoder, latent decoder and text towers on cached latents."""
+
+    cache: str = field(default=REQUIRED, metadata={"help": "folder written by encoder.cache_latents"})
+    vae: str = field(default=REQUIRED, metadata={"help": "folder of the frozen VAE that made the cache"})
+    tokenizer: str = field(default=REQUIRED, metadata={"help": "tokenizer folder"})
+    size: str = field(default="tiny", metadata={"help": f"one of {', '.join(PRESETS)}; ignored with init_from"})
+    objective: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "keyword arguments of OpenVision3PreTrainingConfig: loss weights, tau"}
+    )
+
+
+class PairCollator:
+    """Samples of CachedPairs -> latents [batch, 16, h, w], pixels uint8 [batch, 3, 8h, 8w], input_ids, mask, keys."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+        self.tokenizer, self.max_length = tokenizer, max_length
+
+    def __call__(self, samples: list[dict]) -> dict:
+        input_ids, mask = tokenize_captions(self.tokenizer, [row["caption"] for row in samples], self.max_length)
+        return {"latents": torch.stack([row["latents"] for row in samples]),
+                "pixels": torch.stack([row["pixels"] for row in samples]),
+                "input_ids": input_ids, "attention_mask": mask, "keys": [row["key"] for row in samples]}
+
+
+class PreTrainingObjective(nn.Module):
+    """The model as the Trainer sees it. The frozen VAE is no submodule: it is neither moved, saved nor counted."""
+
+    def __init__(self, model: OpenVision3ForPreTraining, vae: AutoencoderKL) -> None:
+        super().__init__()
+        self.model = model
+        self._decode = partial(decode, vae)
+
+    def forward(self, latents: Tensor, pixels: Tensor, input_ids: Tensor, attention_mask: Tensor) -> dict:
+        with_pixels = self.model.config.pixel_loss_fraction > 0
+        output = self.model(
+            latents, input_ids, attention_mask, pixel_values=pixels.float() / 127.5 - 1.0 if with_pixels else None,
+            decode_latents=self._decode if with_pixels else None)
+        return {"loss": output.loss, "losses": output.losses}
+
+
+def build_model(recipe: EncoderRecipe, vocab_size: int, image_size: int) -> OpenVision3ForPreTraining:
+    """A new model of the recipe's size, or the one of the stage before at this stage's resolution and loss weights."""
+    if recipe.init_from is None:
+        return OpenVision3ForPreTraining(
+            OpenVision3PreTrainingConfig.preset(recipe.size, vocab_size, image_size, **recipe.objective))
+    config = OpenVision3PreTrainingConfig.from_pretrained(recipe.init_from)
+    for key, value in recipe.objective.items():
+        if not hasattr(config, key):
+            raise ValueError(f"objective.{key} is not a setting of OpenVision3PreTrainingConfig.")
+        setattr(config, key, value)
+    config.encoder = {**config.encoder, "image_size": image_size}
+    return OpenVision3ForPreTraining.from_pretrained(recipe.init_from, config=config)
+
+
+def main(argv: list[str]) -> None:
+    recipe = load_recipe(EncoderRecipe, argv)
+    seed = recipe.trainer.get("seed", 42)
+    torch.manual_seed(seed)
+    vae = AutoencoderKL.from_pretrained(recipe.vae).eval().requires_grad_(False)
+    cache = load_cached(recipe.cache, vae)
+    tokenizer = load_tokenizer(recipe.tokenizer)
+    model = build_model(recipe, len(tokenizer), cache["pixels"].shape[-1])
+    batch_size = recipe.trainer.get("per_device_train_batch_size", 8)
+    shown = cache["latents"][:16].float()
+
+    def sample_pictures() -> Image.Image:
+        decoded = decode(vae, model.latent_decoder(model.encoder(latents=shown).last_hidden_state))
+        return picture_grid(to_pil(torch.cat([decode(vae, shown[:8]), decoded[:8], decode(vae, shown[8:]), decoded[8:]])),
+                            columns=8)
+
+    def export(folder: Path) -> None:
+        model.save_pretrained(folder / "pretraining")
+        OpenVision3Autoencoder.from_pretraining(model, vae).save_pretrained(folder / "autoencoder")
+        tokenizer.save_pretrained(folder / "autoencoder" / "tokenizer")
+
+    run_training(
+        PreTrainingObjective(model, vae), CachedPairs(cache, seed), recipe,
+        collate=PairCollator(tokenizer, model.config.text.get("max_position_embeddings", 128)),
+        sampler=lambda world_size: DistinctSampler(cache["descriptions"], batch_size * world_size, seed),
+        export=export, sample_pictures=sample_pictures)
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,136 @@
+"""Trains the tiny VAE: python -m encoder.train_vae encoder/recipes/tiny_vae.yaml
+
+Random crops instead of whole pictures: a convolutional autoencoder learns what an edge looks like, and small crops show
+it more different edges per second.
+"""
+
+import io
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from encoder.images import picture_grid, to_pil, to_pixel_values
+from encoder.vae import decode, encode, tiny_vae
+from training.cli import run_cli
+from training.recipes import Recipe, load_recipe
+from training.shards import TarShards, sample_rng
+from training.trainer import run_training
+
+# The weight of the KL term relative to a summed reconstruction error (latent diffusion, arXiv 2112.10752, f8 KL models).
+KL_WEIGHT = 1e-6
+
+
+@dataclass
+class VAERecipe(Recipe):
+    """Training of the tiny f8, 16-channel autoencoder on crops of pictures."""
+
+    shards: list[str] = field(default_factory=list, metadata={"help": "folders of .tar shards with png members"})
+    crop_size: int = field(default=32, metadata={"help": "side of the random crops in pixels, a multiple of 8"})
+    mse_weight: float = field(default=2.0, metadata={"help": "weight of the squared error beside the absolute one"})
+
+
+class Crops(Dataset):
+    """Random square crops, one a picture and epoch; of two candidates the one with more contrast is taken.
+
+    Items are {"pixel_values": uint8 [3, crop_size, crop_size], "key": str}.
+    """
+
+    def __init__(self, folders: list[str], crop_size: int, seed: int) -> None:
+        self.crop_size, self.seed, self.epoch = crop_size, seed, 0
+        self.keys: list[str] = []
+        self.pictures: list[np.ndarray] = []
+        for folder in folders:
+            shards = TarShards(folder)
+            for sample in (shards[index] for index in range(len(shards))):
+                self.keys.append(f"{folder}/{sample['__key__']}")
+                self.pictures.append(np.asarray(Image.open(io.BytesIO(sample["png"])).convert("RGB")))
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> dict:
+        rng = sample_rng(self.seed, self.epoch, index)
+        crops = [self._crop(self.pictures[index], rng) for _ in range(2)]
+        best = max(crops, key=lambda crop: crop.std(axis=(0, 1)).sum())
+        return {"pixel_values": torch.from_numpy(np.ascontiguousarray(best.transpose(2, 0, 1))),
+                "key": self.keys[index]}
+
+    def _crop(self, picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        top, left = (int(rng.integers(side - self.crop_size + 1)) for side in picture.shape[:2])
+        return picture[top : top + self.crop_size, left : left + self.crop_size]
+
+
+def collate(samples: list[dict]) -> dict:
+    """pixel_values: [batch, 3, crop_size, crop_size] in [-1, 1]."""
+    pixels = torch.stack([sample["pixel_values"] for sample in samples])
+    return {"pixel_values": pixels.float() / 127.5 - 1.0, "keys": [sample["key"] for sample in samples]}
+
+
+class VAEObjective(nn.Module):
+    """Absolute plus weighted squared error of the reconstruction, and a slight pull of the posterior to N(0, 1)."""
+
+    def __init__(self, vae: AutoencoderKL, mse_weight: float) -> None:
+        super().__init__()
+        self.vae, self.mse_weight = vae, mse_weight
+
+    def forward(self, pixel_values: Tensor) -> dict:
+        posterior = self.vae.encode(pixel_values).latent_dist
+        decoded = self.vae.decode(posterior.sample()).sample
+        l1, mse = F.l1_loss(decoded, pixel_values), F.mse_loss(decoded, pixel_values)
+        kl = posterior.kl().sum() / pixel_values.numel()
+        return {"loss": l1 + self.mse_weight * mse + KL_WEIGHT * kl,
+                "losses": {"l1": l1.detach(), "mse": mse.detach(), "kl": kl.detach()}}
+
+
+@torch.no_grad()
+def latent_std(vae: AutoencoderKL, pictures: list[np.ndarray]) -> float:
+    """Standard deviation of the posterior means over whole pictures, channels and places together."""
+    by_size: dict[tuple, list[np.ndarray]] = {}
+    for picture in pictures:
+        by_size.setdefault(picture.shape, []).append(picture)
+    means = []
+    for group in by_size.values():
+        pixels = torch.from_numpy(np.stack(group)).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+        means += [vae.encode(part).latent_dist.mean.flatten() for part in pixels.split(32)]
+    return torch.cat(means).std().item()
+
+
+def main(argv: list[str]) -> None:
+    recipe = load_recipe(VAERecipe, argv)
+    seed = recipe.trainer.get("seed", 42)
+    torch.manual_seed(seed)
+    dataset = Crops(recipe.shards, recipe.crop_size, seed)
+    if recipe.init_from is None:
+        vae = tiny_vae()
+        with torch.no_grad():  # the posterior starts narrow, else its noise drowns the first few hundred steps
+            vae.encoder.conv_out.bias[vae.config.latent_channels :] = -6.0
+    else:
+        vae = AutoencoderKL.from_pretrained(recipe.init_from)
+    shown = to_pixel_values([Image.fromarray(picture) for picture in dataset.pictures[:8]], 128)
+
+    def sample_pictures() -> Image.Image:
+        both = torch.cat([shown, decode(vae, encode(vae, shown))])
+        return picture_grid(to_pil(both), columns=8)
+
+    def export(folder: Path) -> None:
+        vae.eval()
+        # Latents leave encoder.vae.encode with unit standard deviation over the training pictures.
+        vae.register_to_config(scaling_factor=1.0 / latent_std(vae, dataset.pictures[:: max(1, len(dataset) // 512)]))
+        vae.save_pretrained(folder)
+
+    run_training(VAEObjective(vae, recipe.mse_weight), dataset, recipe, collate=collate, export=export,
+                 sample_pictures=sample_pictures)
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,125 @@
+"""What the generator trains on: image tokens (or the latents they come from) with a caption or a class label."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from encoder.data import load_cached
+from generator.text import tokenize
+from training.shards import sample_rng
+
+ENCODE_BATCH = 128
+
+
+@dataclass
+class Drawings:
+    """latents float16 [pictures, 16, height, width]; captions of each picture; labels where classes are drawn."""
+
+    keys: list[str]
+    latents: Tensor
+    captions: list[list[str]]
+    labels: list[int] | None = None
+
+
+def load_drawings(folders: Sequence[str], labels: str | None = None, num_classes: int | None = None) -> Drawings:
+    """Joins caches written by encoder.cache_latents; labels: a JSON file {key: class number}."""
+    if not folders:
+        raise ValueError("The recipe's data is empty: name the folders that encoder.cache_latents wrote.")
+    caches = [load_cached(folder) for folder in folders]
+    keys = [key for cache in caches for key in cache["keys"]]
+    numbers = None
+    if num_classes is not None:
+        if labels is None:
+            raise ValueError("The recipe has num_classes but no labels: name a JSON file {key: class number}.")
+        known = json.loads(Path(labels).read_text())
+        for key in keys:
+            if not 0 <= known.get(key, -1) < num_classes:
+                raise ValueError(f"{labels} gives picture {key} no class below {num_classes}: add or correct it.")
+        numbers = [known[key] for key in keys]
+    latents = torch.cat([cache["latents"] for cache in caches])
+    return Drawings(keys, latents, [texts for cache in caches for texts in cache["captions"]], numbers)
+
+
+def encode_latents(autoencoder: nn.Module, latents: Tensor) -> Iterator[Tensor]:
+    """latents [pictures, 16, height, width] -> image tokens [up to 128, num_patches, channels], batch by batch."""
+    parameter = next(autoencoder.parameters())
+    for chunk in latents.split(ENCODE_BATCH):
+        yield autoencoder.encode_latents(chunk.to(parameter.device, parameter.dtype))
+
+
+def cache_tokens(autoencoder: nn.Module, latents: Tensor) -> Tensor:
+    """All image tokens as float16 [pictures, num_patches, channels] in memory."""
+    tokens = torch.cat([chunk.cpu().half() for chunk in encode_latents(autoencoder, latents)])
+    if not torch.isfinite(tokens).all():
+        raise ValueError("Some image tokens do not fit float16: train with cache_gb=0, which encodes them online.")
+    return tokens
+
+
+class DrawingDataset(Dataset):
+    """One picture with a caption (or label), its noise and its timestep before the shift.
+
+    Every random choice comes from (seed, epoch, index), so that neither batch size, accumulation nor the number of
+    processes changes what a picture is trained with. Items are {"key", "image_tokens" float16 [num_patches, channels]
+    or "latents", "text": str or "label": int, "noise" [num_patches, channels], "timestep": float}.
+    """
+
+    def __init__(
+        self, drawings: Drawings, tokens: Tensor | None, token_shape: tuple[int, int], seed: int, drop: float,
+        null_label: int | None,
+    ):  # fmt: skip
+        self.drawings, self.tokens, self.token_shape = drawings, tokens, token_shape
+        self.seed, self.drop, self.null_label, self.epoch = seed, drop, null_label, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.drawings.keys)
+
+    def __getitem__(self, index: int) -> dict:
+        rng = sample_rng(self.seed, self.epoch, index)
+        texts = self.drawings.captions[index]
+        text, dropped = texts[rng.integers(len(texts))], rng.random() < self.drop
+        item = {
+            "key": self.drawings.keys[index],
+            "timestep": float(1 / (1 + np.exp(-rng.standard_normal()))),
+            "noise": torch.from_numpy(rng.standard_normal(self.token_shape, dtype=np.float32)),
+        }
+        if self.drawings.labels is None:
+            item["text"] = "" if dropped else text
+        else:
+            item["label"] = self.null_label if dropped else self.drawings.labels[index]
+        if self.tokens is None:
+            item["latents"] = self.drawings.latents[index]
+        else:
+            item["image_tokens"] = self.tokens[index]
+        return item
+
+
+@dataclass
+class Collator:
+    """Items -> batch; texts are tokenised here and padded to the longest of the batch, cut at max_length."""
+
+    tokenizer: object | None
+    max_length: int
+
+    def __call__(self, items: list[dict]) -> dict:
+        batch: dict = {
+            "keys": [item["key"] for item in items],
+            "timestep": torch.tensor([item["timestep"] for item in items], dtype=torch.float32),
+            "noise": torch.stack([item["noise"] for item in items]),
+        }
+        name = "latents" if "latents" in items[0] else "image_tokens"
+        batch[name] = torch.stack([item[name] for item in items])
+        if "label" in items[0]:
+            batch["class_labels"] = torch.tensor([item["label"] for item in items])
+        else:
+            texts = [item["text"] for item in items]
+            batch["input_ids"], batch["attention_mask"] = tokenize(self.tokenizer, texts, self.max_length, cut=True)
+        return batch

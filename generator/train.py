@@ -1,0 +1,200 @@
+"""Trains the generator: python -m generator.train RECIPE.yaml [key=value ...]
+
+Reads latents cached by encoder.cache_latents, turns them into image tokens with the frozen encoder (once, when they fit
+in memory), and learns the velocity from noise to tokens. The result, a whole OpenVision3Pipeline, lies in output_dir.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel
+
+import encoder  # noqa: F401  registers the encoder's models with the Auto classes
+from encoder.autoencoder import OpenVision3Autoencoder
+from encoder.images import picture_grid
+from generator.data import Collator, DrawingDataset, Drawings, cache_tokens, encode_latents, load_drawings
+from generator.flow import dimension_shift, picture_generators
+from generator.objective import FlowObjective
+from generator.pipeline import OpenVision3Pipeline, check_width, make_scheduler
+from generator.statistics import CHECKED_PICTURES, TokenStatistics, check_normalized, token_statistics
+from generator.text import longest_text
+from generator.transformer import PRESETS, DiTDHTransformer2DModel
+from training.cli import run_cli
+from training.recipes import REQUIRED, Recipe, load_recipe
+from training.trainer import run_training
+
+
+@dataclass
+class GeneratorRecipe(Recipe):
+    """Training of the flow-matching transformer; give text_encoder (text to image) or num_classes with labels."""
+
+    data: list[str] = field(default=REQUIRED, metadata={"help": "folders written by encoder.cache_latents"})
+    autoencoder: str = field(default=REQUIRED, metadata={"help": "folder of the frozen OpenVision3Autoencoder"})
+    text_encoder: str | None = field(
+        default=None, metadata={"help": "folder of a text model for AutoModel; none: the autoencoder's own text tower"}
+    )
+    tokenizer: str | None = field(
+        default=None,
+        metadata={"help": "folder of its tokenizer; none: text_encoder's folder, or autoencoder/tokenizer"},
+    )
+    num_classes: int | None = field(default=None, metadata={"help": "draw this many classes instead of text"})
+    labels: str | None = field(default=None, metadata={"help": "JSON file {picture key: class number}"})
+    size: str = field(default="tiny", metadata={"help": f"transformer size: {', '.join(PRESETS)}"})
+    transformer: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "arguments of DiTDHTransformer2DModel that differ from the size's"}
+    )
+    shift: float | None = field(
+        default=None, metadata={"help": "time shift; none: max(1, sqrt(numbers in a picture's tokens / 4096))"}
+    )
+    max_text_tokens: int = field(
+        default=256, metadata={"help": "longer captions are cut to this"}
+    )
+    drop: float = field(default=0.1, metadata={"help": "share of captions or labels left out, for guidance"})
+    cache_gb: float = field(
+        default=4.0,
+        metadata={"help": "image tokens are encoded once and kept as float16 if they fit this; 0: encode online"},
+    )
+    sample_prompts: list[str] = field(
+        default_factory=list, metadata={"help": "prompts of the sample pictures; empty: the first captions of the data"}
+    )
+    sample_inference_steps: int = field(default=25, metadata={"help": "Euler steps of the sample pictures"})
+    sample_guidance_scale: float = field(default=3.0, metadata={"help": "guidance of the sample pictures"})
+
+
+def load_text(recipe: GeneratorRecipe, autoencoder: nn.Module) -> tuple[PreTrainedModel | None, Any]:
+    """The frozen text encoder and its tokenizer, or two None where classes are drawn."""
+    if recipe.num_classes is not None:
+        return None, None
+    if recipe.text_encoder is not None:
+        if not Path(recipe.text_encoder).is_dir():
+            raise ValueError(f"text_encoder: there is no folder {recipe.text_encoder}.")
+        text_encoder = AutoModel.from_pretrained(recipe.text_encoder)
+    elif getattr(autoencoder, "text_encoder", None) is not None:
+        text_encoder = autoencoder.text_encoder
+    else:
+        raise ValueError(f"{recipe.autoencoder} has no text tower: give the recipe a text_encoder or num_classes.")
+    folder = recipe.tokenizer or recipe.text_encoder or str(Path(recipe.autoencoder) / "tokenizer")
+    if not Path(folder).is_dir():
+        raise ValueError(f"tokenizer: there is no folder {folder}.")
+    return text_encoder.eval().requires_grad_(False), AutoTokenizer.from_pretrained(folder)
+
+
+def load_autoencoder(folder: str) -> OpenVision3Autoencoder:
+    if not folder or not Path(folder).is_dir():
+        raise ValueError(f"autoencoder: there is no folder {folder!r}; name the encoder's exported autoencoder.")
+    return OpenVision3Autoencoder.from_pretrained(folder).eval().requires_grad_(False)
+
+
+def build_transformer(
+    recipe: GeneratorRecipe, first: Tensor, grid: tuple[int, int], text_width: int | None
+) -> DiTDHTransformer2DModel:
+    """A new transformer for tokens like `first` [1, num_patches, channels], or the one of init_from."""
+    if recipe.init_from is not None:
+        transformer = DiTDHTransformer2DModel.from_pretrained(recipe.init_from)
+        if transformer.config.in_channels != first.shape[-1]:
+            raise ValueError(
+                f"init_from: {recipe.init_from} draws tokens of width {transformer.config.in_channels}, the "
+                f"encoder's have {first.shape[-1]}."
+            )
+        if transformer.grid != grid:  # sin-cos positions are recomputed, everything else does not depend on the grid
+            moved = DiTDHTransformer2DModel.from_config({**transformer.config, "sample_size": list(grid)})
+            state = transformer.state_dict()
+            state["pos_embed"] = moved.pos_embed
+            moved.load_state_dict(state, strict=True)
+            transformer = moved
+    else:
+        transformer = DiTDHTransformer2DModel.preset(
+            recipe.size,
+            **{
+                "sample_size": list(grid),
+                "in_channels": first.shape[-1],
+                "num_classes": recipe.num_classes,
+                "text_hidden_size": text_width,
+                **recipe.transformer,
+            },
+        )
+    check_width(transformer)
+    return transformer
+
+
+def measure_statistics(
+    transformer: DiTDHTransformer2DModel, autoencoder: nn.Module, drawings: Drawings, tokens: Tensor | None, seed: int
+) -> TokenStatistics:
+    """Measures and stores the token statistics, then checks them on random pictures."""
+
+    def chunks():
+        return tokens.split(1024) if tokens is not None else encode_latents(autoencoder, drawings.latents)
+
+    statistics = token_statistics(chunks)
+    transformer.set_statistics(statistics.mean, statistics.std)
+    chosen = torch.randperm(len(drawings.keys), generator=torch.Generator().manual_seed(seed))[:CHECKED_PICTURES]
+    raw = (
+        tokens[chosen].float()
+        if tokens is not None
+        else torch.cat(list(encode_latents(autoencoder, drawings.latents[chosen])))
+    )
+    normalized = transformer.normalize(raw.transpose(1, 2).unflatten(2, transformer.grid)).flatten(2).transpose(1, 2)
+    print(check_normalized(normalized, statistics), flush=True)
+    return statistics
+
+
+def main(argv: list[str]) -> None:
+    recipe = load_recipe(GeneratorRecipe, argv)
+    seed = recipe.trainer.get("seed", 42)
+    torch.manual_seed(seed)
+    autoencoder = load_autoencoder(recipe.autoencoder)
+    text_encoder, tokenizer = load_text(recipe, autoencoder)
+    drawings = load_drawings(recipe.data, recipe.labels, recipe.num_classes)
+
+    first = next(encode_latents(autoencoder, drawings.latents[:1]))
+    patch = autoencoder.encoder.config.latent_patch_size
+    grid = tuple(side // patch for side in drawings.latents.shape[-2:])
+    size_gb = 2 * first.numel() * len(drawings.keys) / 1e9
+    tokens = cache_tokens(autoencoder, drawings.latents) if size_gb <= recipe.cache_gb else None
+    text_width = None if text_encoder is None else text_encoder.config.hidden_size
+    transformer = build_transformer(recipe, first, grid, text_width)
+    shift = recipe.shift or dimension_shift(first.shape[-1], *grid)
+    print(
+        f"{len(drawings.keys)} pictures, tokens {size_gb:.2f} GB {'in memory' if tokens is not None else 'online'}; "
+        f"{sum(value.numel() for value in transformer.parameters()) / 1e6:.1f}M parameters; shift {shift:.3f}"
+    )
+    measure_statistics(transformer, autoencoder, drawings, tokens, seed)
+
+    pipeline = OpenVision3Pipeline(transformer, autoencoder, make_scheduler(shift), text_encoder, tokenizer)
+    pipeline.set_progress_bar_config(disable=True)
+
+    def sample_pictures() -> Image.Image:
+        """The same prompts from the same noise, every time."""
+        prompts = recipe.sample_prompts or [texts[-1] for texts in drawings.captions[:16]]
+        if recipe.num_classes is not None:
+            what = {"class_labels": [index % recipe.num_classes for index in range(16)]}
+        else:
+            what = {"prompt": prompts}
+        count = len(next(iter(what.values())))
+        autoencoder.to(transformer.device)
+        drawn = pipeline(
+            num_inference_steps=recipe.sample_inference_steps,
+            guidance_scale=recipe.sample_guidance_scale,
+            generator=picture_generators(seed, range(count)),
+            **what,
+        )
+        return picture_grid(drawn.images, columns=4)
+
+    dataset = DrawingDataset(drawings, tokens, tuple(first.shape[1:]), seed, recipe.drop, recipe.num_classes)
+    limit = 0 if tokenizer is None else min(recipe.max_text_tokens, longest_text(text_encoder, tokenizer))
+    run_training(
+        FlowObjective(transformer, shift, autoencoder, text_encoder),
+        dataset,
+        recipe,
+        collate=Collator(tokenizer, limit),
+        sample_pictures=sample_pictures,
+        export=pipeline.save_pretrained,
+    )
+
+
+if __name__ == "__main__":
+    run_cli(main)

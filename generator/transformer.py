@@ -1,0 +1,253 @@
+"""DiT^DH: a deep narrow encoder says what the picture is; a shallow wide head says where its tokens should move.
+
+hidden_states are normalised image tokens on their grid, [batch, channels, height, width]. Published by RAE with class
+labels; text is ours. Sizes are rows of PRESETS.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from generator.layers import (
+    DiTBlock,
+    FinalLayer,
+    LabelEmbedding,
+    TextEmbedding,
+    TimeEmbedding,
+    rotary_table,
+    signed,
+    sincos_table,
+)
+
+# encoder and head: width, depth, heads. S and XL are RAE's; B and L are LightningDiT's encoders with RAE's head.
+PRESETS: dict[str, dict] = {
+    "tiny": {"hidden_size": (192, 256), "num_layers": (6, 2), "num_attention_heads": (3, 4)},
+    "S": {"hidden_size": (384, 2048), "num_layers": (12, 2), "num_attention_heads": (6, 16)},
+    "B": {"hidden_size": (768, 2048), "num_layers": (12, 2), "num_attention_heads": (12, 16)},
+    "L": {"hidden_size": (1024, 2048), "num_layers": (24, 2), "num_attention_heads": (16, 16)},
+    "XL": {"hidden_size": (1152, 2048), "num_layers": (28, 2), "num_attention_heads": (16, 16)},
+}
+
+
+class DiTDHTransformer2DModel(ModelMixin, ConfigMixin):
+    """Velocity of flow matching in token space; conditioned on a class label or on a text.
+
+    Exactly one of `num_classes` and `text_hidden_size` is given. A label enters through adaLN. A text enters as tokens
+    beside the image tokens of the encoder (masked where padded) and, pooled, through adaLN.
+
+    Args:
+        sample_size: side of the token grid it is made for, or (height, width); other grids run too.
+        in_channels: width of an image token.
+        hidden_size, num_layers, num_attention_heads: two numbers each, encoder and head.
+        mlp_ratio: feed-forward width over model width, before the two thirds of the gated form.
+        num_classes: number of labels; label `num_classes` means "no class" where `null_class` is on.
+        text_hidden_size: width of the text states.
+        qk_norm, align_ffn: ours by default, off in RAE's published weights.
+        feed_forward (swiglu, gelu), norm (rms, layer), rope, absolute_positions: RAE's options, for its weights.
+        statistics_per_position: token statistics are [channels, height, width] (RAE) instead of per channel.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["DiTBlock"]
+    _repeated_blocks = ["DiTBlock"]
+    _skip_layerwise_casting_patterns = ["pos_embed", "norm", "token_mean", "token_std"]
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int | Sequence[int] = 16,
+        in_channels: int = 768,
+        hidden_size: Sequence[int] = (1152, 2048),
+        num_layers: Sequence[int] = (28, 2),
+        num_attention_heads: Sequence[int] = (16, 16),
+        mlp_ratio: float = 4.0,
+        num_classes: int | None = None,
+        null_class: bool = True,
+        text_hidden_size: int | None = None,
+        qk_norm: bool = True,
+        align_ffn: bool = True,
+        feed_forward: str = "swiglu",
+        norm: str = "rms",
+        rope: bool = True,
+        absolute_positions: bool = True,
+        statistics_per_position: bool = False,
+    ):
+        super().__init__()
+        self._check_config()
+        width, head_width = hidden_size
+        self.grid = (sample_size, sample_size) if isinstance(sample_size, int) else tuple(sample_size)
+        self.gradient_checkpointing = False
+
+        self.s_embedder = nn.Linear(in_channels, width)
+        self.x_embedder = nn.Linear(in_channels, head_width)
+        self.t_embedder = TimeEmbedding(width)
+        if num_classes is not None:
+            self.y_embedder = LabelEmbedding(num_classes + null_class, width)
+        else:
+            self.text_embedder = TextEmbedding(text_hidden_size, width)
+        options = {"mlp_ratio": mlp_ratio, "qk_norm": qk_norm, "align_ffn": align_ffn,
+                   "feed_forward": feed_forward, "norm": norm}  # fmt: skip
+        self.blocks = nn.ModuleList(  # encoder blocks, then head blocks, in one list as RAE has them
+            DiTBlock(hidden_size[part], num_attention_heads[part], **options)
+            for part in (0, 1)
+            for _ in range(num_layers[part])
+        )
+        self.s_projector = nn.Linear(width, head_width) if width != head_width else nn.Identity()
+        self.final_layer = FinalLayer(head_width, in_channels, norm)
+
+        if absolute_positions:
+            self.register_buffer("pos_embed", sincos_table(*self.grid, width)[None])
+        statistics_shape = (in_channels, *self.grid) if statistics_per_position else (in_channels, 1, 1)
+        self.register_buffer("token_mean", torch.zeros(statistics_shape))
+        self.register_buffer("token_std", torch.ones(statistics_shape))
+        if rope:
+            for part, name in enumerate(("encoder", "head")):
+                cos, sin = rotary_table(*self.grid, hidden_size[part] // num_attention_heads[part])
+                self.register_buffer(f"{name}_cos", cos, persistent=False)
+                self.register_buffer(f"{name}_sin", sin, persistent=False)
+        self._init_weights()
+
+    @classmethod
+    def preset(cls, size: str, **overrides) -> "DiTDHTransformer2DModel":
+        """A model of the named size: tiny, S, B, L or XL; `overrides` are constructor arguments."""
+        if size not in PRESETS:
+            raise ValueError(f"There is no transformer size {size!r}: choose one of {', '.join(PRESETS)}.")
+        return cls(**{**PRESETS[size], **overrides})
+
+    @classmethod
+    def from_rae(cls, folder, weights: str = "model.safetensors", **config_overrides) -> "DiTDHTransformer2DModel":
+        """RAE's own weights and configuration; see generator.rae.from_rae."""
+        from generator.rae import from_rae
+
+        return from_rae(folder, weights, **config_overrides)
+
+    def _check_config(self) -> None:
+        config = self.config
+        if (config.num_classes is None) == (config.text_hidden_size is None):
+            raise ValueError("Give the transformer either num_classes or text_hidden_size, and not both.")
+        for name in ("hidden_size", "num_layers", "num_attention_heads"):
+            if isinstance(config[name], int) or len(config[name]) != 2:
+                raise ValueError(f"{name} is {config[name]!r}: give two numbers, for the encoder and for the head.")
+        for width, heads in zip(config.hidden_size, config.num_attention_heads, strict=True):
+            if width % heads or (width // heads) % 4:
+                raise ValueError(f"hidden_size {width} over {heads} heads is {width / heads:g}: take a multiple of 4.")
+        if config.feed_forward not in ("swiglu", "gelu"):
+            raise ValueError(f"feed_forward is {config.feed_forward!r}: choose swiglu or gelu.")
+        if config.norm not in ("rms", "layer"):
+            raise ValueError(f"norm is {config.norm!r}: choose rms or layer.")
+
+    def _init_weights(self) -> None:
+        """PyTorch's default, but: embeddings N(0, 0.02) or Xavier; adaLN and output zero: the first velocity is 0."""
+        for embedder in (self.s_embedder, self.x_embedder):
+            nn.init.xavier_uniform_(embedder.weight)
+            nn.init.zeros_(embedder.bias)
+        nn.init.normal_(self.t_embedder.mlp[0].weight, std=0.02)
+        nn.init.normal_(self.t_embedder.mlp[2].weight, std=0.02)
+        if self.config.num_classes is not None:
+            nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
+        layers = [layer.adaLN_modulation[-1] for layer in (*self.blocks, self.final_layer)]
+        for layer in (*layers, self.final_layer.linear):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def normalize(self, image_tokens: Tensor) -> Tensor:
+        """Raw image tokens on their grid [batch, channels, height, width] -> mean 0, variance 1 (stored statistics)."""
+        return (image_tokens - self.token_mean) / self.token_std
+
+    def denormalize(self, hidden_states: Tensor) -> Tensor:
+        """The inverse of normalize."""
+        return hidden_states * self.token_std + self.token_mean
+
+    def set_statistics(self, mean: Tensor, std: Tensor) -> None:
+        """Stores token statistics: [channels], or [channels, height, width] where they are per position."""
+        self.token_mean.copy_(mean.reshape(self.token_mean.shape))
+        self.token_std.copy_(std.reshape(self.token_std.shape))
+
+    def _positions(self, grid: tuple[int, int]) -> Tensor:
+        """The absolute positions [1, tokens, width] of this grid."""
+        if grid == self.grid:
+            return self.pos_embed
+        table = sincos_table(*self.grid, self.config.hidden_size[0]).to(self.pos_embed)
+        if (table - self.pos_embed).abs().max() > 1e-6 + torch.finfo(table.dtype).eps:
+            raise ValueError(
+                f"The loaded pos_embed is not the sin-cos table, so it knows only its own grid {self.grid}, not {grid}."
+            )
+        return sincos_table(*grid, self.config.hidden_size[0])[None].to(self.pos_embed)
+
+    def _rotary(self, part: int, grid: tuple[int, int], num_text: int = 0) -> tuple[Tensor, Tensor] | None:
+        """The rotary tables of this grid's tokens, followed by `num_text` tokens that are not turned."""
+        if not self.config.rope:
+            return None
+        name = ("encoder", "head")[part]
+        cos, sin = getattr(self, f"{name}_cos"), getattr(self, f"{name}_sin")
+        if grid != self.grid:
+            cos, sin = (table.to(cos) for table in rotary_table(*grid, cos.shape[-1]))
+        return signed((cos, sin), num_text)
+
+    def _run(self, block: nn.Module, *inputs) -> Tensor:
+        if torch.is_grad_enabled() and self.gradient_checkpointing:
+            return self._gradient_checkpointing_func(block, *inputs)
+        return block(*inputs)
+
+    def _condition(
+        self, class_labels: Tensor | None, states: Tensor | None, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """One vector [batch, width]; for a text also its tokens [batch, text, width] and mask [batch, text]."""
+        if self.config.num_classes is not None:
+            if class_labels is None or states is not None:
+                raise ValueError("This transformer draws classes: give class_labels and no encoder_hidden_states.")
+            return self.y_embedder(class_labels), None, None
+        if states is None or class_labels is not None:
+            raise ValueError("This transformer draws from text: give encoder_hidden_states and no class_labels.")
+        mask = torch.ones_like(states[..., 0], dtype=torch.bool) if mask is None else mask.bool()
+        tokens, pooled = self.text_embedder(states, mask)
+        return pooled, tokens, mask
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        timestep: Tensor,
+        class_labels: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> Transformer2DModelOutput | tuple[Tensor]:
+        """The velocity, noise minus data, shaped like hidden_states.
+
+        hidden_states [batch, channels, height, width]: noisy normalised tokens; timestep [batch] in [0, 1], 1 is noise;
+        class_labels [batch]; encoder_hidden_states [batch, text, text_hidden_size] with encoder_attention_mask
+        [batch, text], 1 where there is text.
+        """
+        grid = tuple(hidden_states.shape[-2:])
+        num_encoder = self.config.num_layers[0]
+        tokens = hidden_states.flatten(2).transpose(1, 2)
+
+        time = self.t_embedder(timestep)
+        vector, text, text_mask = self._condition(class_labels, encoder_hidden_states, encoder_attention_mask)
+        condition = F.silu(time + vector)[:, None]
+
+        context = self.s_embedder(tokens)
+        if self.config.absolute_positions:
+            context = context + self._positions(grid)
+        mask, num_text = None, 0
+        if text is not None:
+            num_text = text.shape[1]
+            mask = F.pad(text_mask, (context.shape[1], 0), value=True)[:, None, None]
+            context = torch.cat([context, text], dim=1)
+        rotary = self._rotary(0, grid, num_text)
+        for block in self.blocks[:num_encoder]:
+            context = self._run(block, context, condition, rotary, mask)
+        context = F.silu(time[:, None] + context[:, : tokens.shape[1]])
+        context = self.s_projector(context)
+
+        head = self.x_embedder(tokens)
+        rotary = self._rotary(1, grid)
+        for block in self.blocks[num_encoder:]:
+            head = self._run(block, head, context, rotary, None)
+        velocity = self.final_layer(head, context).transpose(1, 2).unflatten(2, grid)
+        return Transformer2DModelOutput(sample=velocity) if return_dict else (velocity,)

@@ -1,0 +1,136 @@
+"""A multimodal LLM that is loaded once and asked many times."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from threading import Event, Thread
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import (
+    AutoProcessor,
+    LlavaForConditionalGeneration,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TextIteratorStreamer,
+)
+
+import encoder  # noqa: F401  registers the vision tower with the Auto classes
+from encoder.images import load_image
+from mllm.conversation import IMAGE, encode_conversation
+
+Message = dict[str, str]
+
+
+class _Stopped(StoppingCriteria):
+    """Ends generation at the next token once the event is set."""
+
+    def __init__(self, event: Event) -> None:
+        self.event = event
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs) -> Tensor:
+        return torch.full((input_ids.shape[0],), self.event.is_set(), device=input_ids.device)
+
+
+class ChatModel:
+    """Answers questions about pictures.
+
+    Messages are {"role": "user" | "assistant" | "system", "content": str}; a picture's place is `<image>` in a content,
+    and pictures without a place come first in the first user message.
+    """
+
+    def __init__(self, model: LlavaForConditionalGeneration, processor, max_new_tokens: int = 128) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.processor = processor
+        self.tokenizer: PreTrainedTokenizerBase = processor.tokenizer
+        self.max_new_tokens = max_new_tokens
+        self.num_image_tokens = model.config.image_seq_length
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, max_new_tokens: int = 128) -> "ChatModel":
+        """Reads a folder of mllm.assemble or mllm.train.
+
+        Raises:
+            ValueError: there is no such folder.
+        """
+        if not (Path(folder) / "config.json").is_file():
+            raise ValueError(f"There is no multimodal LLM at {folder}; make one with python -m mllm.assemble.")
+        return cls(LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32),
+                   AutoProcessor.from_pretrained(folder), max_new_tokens)
+
+    def chat(self, messages: Sequence[Message], images: Sequence[Image.Image | str | Path] = ()) -> str:
+        """The whole answer, greedy."""
+        return self.batch([(messages, images)])[0]
+
+    def batch(self, requests: Sequence[tuple[Sequence[Message], Sequence[Image.Image | str | Path]]]) -> list[str]:
+        """Answers several conversations at once, padded on the left; the answers are those of one by one."""
+        inputs = self._inputs(requests)
+        with torch.inference_mode():
+            ids = self.model.generate(**inputs, **self._settings())
+        return [self._text(row) for row in ids[:, inputs["input_ids"].shape[1] :]]
+
+    def stream(self, messages: Sequence[Message], images: Sequence[Image.Image | str | Path] = ()) -> Iterator[str]:
+        """Yields the answer in pieces. Closing the iterator stops the computation at the next token."""
+        inputs = self._inputs([(messages, images)])
+        streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        stop, failed = Event(), []
+
+        def work() -> None:
+            try:
+                with torch.inference_mode():
+                    self.model.generate(**inputs, **self._settings(), streamer=streamer,
+                                        stopping_criteria=StoppingCriteriaList([_Stopped(stop)]))
+            except RuntimeError as error:
+                failed.append(error)
+                streamer.end()
+
+        thread = Thread(target=work, daemon=True)
+        thread.start()
+        try:
+            yield from (piece for piece in streamer if piece)
+            if failed:
+                raise failed[0]
+        finally:
+            stop.set()
+            thread.join()
+
+    def _settings(self) -> dict:
+        return {"max_new_tokens": self.max_new_tokens, "do_sample": False, "eos_token_id": self._end_ids(),
+                "pad_token_id": self._pad_id()}
+
+    def _end_ids(self) -> list[int]:
+        """eos, and the token that ends a turn in the chat template: the last one of a rendered answer."""
+        rendered = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], return_dict=True,
+            return_assistant_tokens_mask=True)
+        trained = [token for token, mask in zip(rendered["input_ids"], rendered["assistant_masks"], strict=True) if mask]
+        return sorted({self.tokenizer.eos_token_id, trained[-1]})
+
+    def _pad_id(self) -> int:
+        return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
+
+    def _text(self, ids: Tensor) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+    def _inputs(self, requests: Sequence[tuple[Sequence[Message], Sequence[Image.Image | str | Path]]]) -> dict:
+        rows, pictures = [], []
+        for messages, images in requests:
+            loaded = [image if isinstance(image, Image.Image) else load_image(image) for image in images]
+            turns = [{"from": message["role"], "value": message["content"]} for message in messages]
+            if not turns or turns[-1]["from"] != "user" or not turns[-1]["value"].replace(IMAGE, "").strip():
+                raise ValueError("The question is empty; end the messages with a user message that asks something.")
+            row = {"id": "chat", "conversations": turns, **({"image": [""] * len(loaded)} if loaded else {})}
+            rows.append(encode_conversation(row, self.tokenizer, "chat", self.num_image_tokens,
+                                            add_generation_prompt=True)["input_ids"])
+            pictures += loaded
+        longest = max(map(len, rows))
+        input_ids = torch.full((len(rows), longest), self._pad_id())
+        attention_mask = torch.zeros_like(input_ids)
+        for index, row in enumerate(rows):
+            input_ids[index, longest - len(row) :] = torch.tensor(row)
+            attention_mask[index, longest - len(row) :] = 1
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if pictures:
+            inputs["pixel_values"] = self.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+        return inputs

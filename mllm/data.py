@@ -1,0 +1,114 @@
+"""LLaVA rows with their pictures, and the cache of the frozen tower's tokens."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from encoder.images import ImageError, load_image
+from mllm.conversation import IGNORED, encode_conversation, images_of
+
+
+class RowsError(ValueError):
+    """A data file cannot be used; the message names file and row."""
+
+
+def load_rows(path: str | Path) -> list[dict]:
+    """Rows of a LLaVA .json (a list) or .jsonl file.
+
+    Raises:
+        RowsError: missing file, wrong JSON, or a row without conversations.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise RowsError(f"There is no data file at {path}.")
+    try:
+        text = path.read_text(encoding="utf-8")
+        rows = [json.loads(line) for line in text.splitlines() if line.strip()] if path.suffix == ".jsonl" \
+            else json.loads(text)
+    except json.JSONDecodeError as error:
+        raise RowsError(f"{path} is not valid JSON at line {error.lineno}: {error.msg}.") from error
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict) or not row.get("conversations"):
+            raise RowsError(f"{path}: row {number} has no 'conversations'; see the LLaVA format in the README.")
+    return rows
+
+
+def load_picture(name: str, root: str | Path, row_id: object) -> Image.Image:
+    """One picture of a row, from inside `root`; an error names the row."""
+    try:
+        return load_image(name, root=root)
+    except ImageError as error:
+        raise ImageError(f"Row {row_id}: {error}") from error
+
+
+@torch.no_grad()
+def cache_image_tokens(rows: list[dict], root: str | Path, tower: Callable[[list[Image.Image]], Tensor],
+                       batch_size: int = 128) -> dict[str, Tensor]:
+    """Runs the frozen tower once on every distinct picture: name -> float16 [num_patches, hidden_size]."""
+    names = list(dict.fromkeys(name for row in rows for name in images_of(row)))
+    tokens: dict[str, Tensor] = {}
+    for start in tqdm(range(0, len(names), batch_size), desc="image tokens", mininterval=2):
+        chosen = names[start : start + batch_size]
+        encoded = tower([load_picture(name, root, name) for name in chosen]).half()
+        tokens.update(zip(chosen, encoded, strict=True))
+    return tokens
+
+
+class Conversations(Dataset):
+    """Encoded rows. Items are {"input_ids", "labels", "key", "images": [Tensor, ...]}.
+
+    An image is the frozen tower's tokens [num_patches, hidden_size] where `tokens` is given, else pixel_values.
+    """
+
+    def __init__(self, rows: list[dict], tokenizer: PreTrainedTokenizerBase, *, template: str, num_image_tokens: int,
+                 max_length: int | None, root: str | Path, tokens: dict[str, Tensor] | None = None,
+                 to_pixels: Callable[[list[Image.Image]], Tensor] | None = None) -> None:
+        self.rows, self.tokenizer, self.template = rows, tokenizer, template
+        self.num_image_tokens, self.max_length, self.root = num_image_tokens, max_length, root
+        self.tokens, self.to_pixels = tokens, to_pixels
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict:
+        row = self.rows[index]
+        encoded = encode_conversation(row, self.tokenizer, self.template, self.num_image_tokens, self.max_length)
+        if self.tokens is not None:
+            images = [self.tokens[name].float() for name in images_of(row)]
+        else:
+            images = list(self.to_pixels([load_picture(name, self.root, row.get("id")) for name in images_of(row)])) \
+                if images_of(row) else []
+        return {"input_ids": encoded["input_ids"], "labels": encoded["labels"], "images": images,
+                "key": str(row.get("id", index))}
+
+
+class ConversationCollator:
+    """Pads on the right. -> input_ids, labels, attention_mask [batch, longest], images [num_images, ...], keys.
+
+    A batch without pictures carries one masked dummy of `dummy_shape`, so that every process runs the same modules.
+    """
+
+    def __init__(self, pad_token_id: int, dummy_shape: tuple[int, ...]) -> None:
+        self.pad_token_id, self.dummy_shape = pad_token_id, dummy_shape
+
+    def __call__(self, samples: list[dict]) -> dict:
+        longest = max(len(row["input_ids"]) for row in samples)
+        input_ids = torch.full((len(samples), longest), self.pad_token_id)
+        labels = torch.full((len(samples), longest), IGNORED)
+        attention_mask = torch.zeros(len(samples), longest, dtype=torch.long)
+        for index, row in enumerate(samples):
+            length = len(row["input_ids"])
+            input_ids[index, :length] = torch.tensor(row["input_ids"])
+            labels[index, :length] = torch.tensor(row["labels"])
+            attention_mask[index, :length] = 1
+        images = [image for row in samples for image in row["images"]]
+        stacked = torch.stack(images) if images else torch.zeros(1, *self.dummy_shape)
+        return {"input_ids": input_ids, "labels": labels, "attention_mask": attention_mask, "images": stacked,
+                "keys": [row["key"] for row in samples]}

@@ -1,0 +1,59 @@
+"""An untrained tiny family: autoencoder with text towers, word tokenizer, transformer, pipeline."""
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from encoder import OpenVision3Autoencoder, OpenVision3ForPreTraining, OpenVision3PreTrainingConfig
+from encoder.vae import tiny_vae
+from generator import DiTDHTransformer2DModel, OpenVision3Pipeline
+from generator.pipeline import make_scheduler
+
+WORDS = "a red blue circle square left of there is small large on background the at".split()
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    special = ["<pad>", "<s>", "</s>", "<unk>"]
+    words = Tokenizer(models.WordLevel({word: index for index, word in enumerate(special + WORDS)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return make_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def autoencoder():
+    torch.manual_seed(0)
+    model = OpenVision3ForPreTraining(OpenVision3PreTrainingConfig.preset("tiny", vocab_size=32, image_size=64))
+    return OpenVision3Autoencoder.from_pretraining(model, tiny_vae())
+
+
+@pytest.fixture(scope="session")
+def make_transformer():
+    def make(**options) -> DiTDHTransformer2DModel:
+        torch.manual_seed(1)
+        options = {"hidden_size": (32, 192), "num_layers": (1, 1), "num_attention_heads": (2, 3), **options}
+        model = DiTDHTransformer2DModel(sample_size=4, in_channels=192, **options).eval()
+        for name, value in model.named_parameters():
+            if "adaLN" in name or "final_layer" in name:  # zero at the start, and then nothing would be tested
+                torch.nn.init.normal_(value, std=0.05)
+        return model
+
+    return make
+
+
+@pytest.fixture()
+def pipeline(autoencoder, tokenizer, make_transformer):
+    transformer = make_transformer(text_hidden_size=autoencoder.text_encoder.config.hidden_size)
+    pipe = OpenVision3Pipeline(transformer, autoencoder, make_scheduler(1.0), autoencoder.text_encoder, tokenizer)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

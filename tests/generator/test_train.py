@@ -1,0 +1,185 @@
+"""Training from a latent cache: it runs, exports a pipeline, depends on pictures and not on batches, and refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from encoder.data import CACHE_FILE, TEXTS_FILE
+from generator import DiTDHTransformer2DModel
+from generator.data import Collator, DrawingDataset, Drawings, cache_tokens
+from generator.evaluate import CATEGORIES, prompt_at
+from generator.evaluate import main as evaluate
+from generator.flow import sample, uniform_timesteps
+from generator.objective import FlowObjective
+from generator.pipeline import load_pipeline
+from generator.train import GeneratorRecipe, build_transformer
+from generator.train import main as train
+from generator.transformer import PRESETS
+from training.recipes import RecipeError, load_recipe
+from training.shapes import caption_facts, captions, facts_hold
+
+COUNT = 24
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory, autoencoder, tokenizer):
+    """An autoencoder folder, a cache of random latents and a recipe."""
+    folder = tmp_path_factory.mktemp("generator")
+    autoencoder.save_pretrained(folder / "autoencoder")
+    tokenizer.save_pretrained(folder / "autoencoder" / "tokenizer")
+    (folder / "cache").mkdir()
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        "latents": torch.randn(COUNT, 16, 8, 8, generator=generator).half(),
+        "pixels": torch.zeros(COUNT, 3, 64, 64, dtype=torch.uint8),
+    }
+    save_file(tensors, folder / "cache" / CACHE_FILE, metadata={"vae": "none"})
+    texts = {
+        "keys": [f"{index:03d}" for index in range(COUNT)],
+        "captions": [["a red circle", f"a blue square {'left ' * (index % 3)}"] for index in range(COUNT)],
+        "descriptions": [str(index) for index in range(COUNT)],
+    }
+    (folder / "cache" / TEXTS_FILE).write_text(json.dumps(texts))
+    (folder / "labels.json").write_text(json.dumps({key: int(key) % 4 for key in texts["keys"]}))
+    (folder / "recipe.yaml").write_text(f"""
+output_dir: {folder}/run
+data: [{folder}/cache]
+autoencoder: {folder}/autoencoder
+transformer: {{hidden_size: [16, 192], num_layers: [1, 1], num_attention_heads: [2, 3]}}
+sample_inference_steps: 2
+ema_half_life: 2
+trainer: {{max_steps: 2, per_device_train_batch_size: 8, learning_rate: 1.0e-3, use_cpu: true, seed: 0}}
+""")
+    return folder
+
+
+def test_training_exports_a_pipeline_that_draws(files, capsys):
+    train([str(files / "recipe.yaml")])
+    assert "beyond 5 sigma" in capsys.readouterr().out
+    pipeline = load_pipeline(files / "run")
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline("a red circle", 2).images[0].size == (64, 64)
+    assert (files / "run" / "samples" / "step-000002.png").is_file()
+    assert pipeline.transformer.token_std.min() > 0 and pipeline.transformer.token_mean.any()
+
+
+def test_the_next_stage_starts_from_this_one_on_a_larger_grid(files, make_transformer):
+    recipe = GeneratorRecipe(init_from=str(files / "stage"))
+    first = make_transformer(text_hidden_size=192)
+    first.save_pretrained(files / "stage")
+    moved = build_transformer(recipe, torch.zeros(1, 64, 192), (8, 8), 192).eval()
+    assert moved.grid == (8, 8)
+    tokens, states = torch.randn(1, 192, 8, 8), torch.randn(1, 3, 192)
+    velocity = first(tokens, torch.tensor([0.5]), encoder_hidden_states=states).sample
+    again = moved(tokens, torch.tensor([0.5]), encoder_hidden_states=states).sample
+    assert torch.allclose(velocity, again, atol=1e-5)
+
+
+def test_classes_train_too(files):
+    train([str(files / "recipe.yaml"), "num_classes=4", f"labels={files}/labels.json", f"output_dir={files}/classes",
+           "cache_gb=0", "trainer.max_steps=1"])  # fmt: skip
+    pipeline = load_pipeline(files / "classes")
+    assert pipeline.text_encoder is None
+    assert len(pipeline(class_labels=[3], num_inference_steps=1).images) == 1
+
+
+def test_accumulated_micro_batches_learn_the_same(files):
+    for name, batch, steps in (("whole", 8, 1), ("parts", 2, 4)):
+        sizes = [f"trainer.per_device_train_batch_size={batch}", f"trainer.gradient_accumulation_steps={steps}"]
+        run = [f"output_dir={files}/{name}", "trainer.max_steps=1", "ema_half_life=0"]
+        train([str(files / "recipe.yaml"), *run, *sizes])
+    weights_file = "transformer/diffusion_pytorch_model.safetensors"
+    weights = [load_file(files / name / weights_file) for name in ("whole", "parts")]
+    norms = [json.loads((files / name / "history.json").read_text())["log_history"] for name in ("whole", "parts")]
+    for name, value in weights[0].items():
+        assert torch.allclose(value, weights[1][name], atol=1e-4), name
+    assert norms[0][-1].get("train_loss") == pytest.approx(norms[1][-1].get("train_loss"), rel=1e-4)
+
+
+def test_random_choices_belong_to_the_picture(autoencoder, tokenizer):
+    drawings = Drawings(["a", "b"], torch.randn(2, 16, 8, 8).half(), [["a red circle", "a blue circle"]] * 2)
+    tokens = cache_tokens(autoencoder, drawings.latents)
+    dataset = DrawingDataset(drawings, tokens, (16, 192), seed=0, drop=0.5, null_label=None)
+    first, again, other = dataset[0], dataset[0], dataset[1]
+    assert torch.equal(first["noise"], again["noise"]) and first["text"] == again["text"]
+    assert not torch.equal(first["noise"], other["noise"])
+    seen = set()
+    for epoch in range(20):
+        dataset.set_epoch(epoch)
+        seen.add(dataset[0]["text"])
+    assert seen == {"", "a red circle", "a blue circle"}
+
+
+def test_cached_tokens_and_online_encoding_give_the_same_loss(autoencoder, tokenizer, make_transformer):
+    drawings = Drawings(["a", "b"], torch.randn(2, 16, 8, 8).half(), [["a red circle"], ["a blue square"]])
+    objective = FlowObjective(make_transformer(text_hidden_size=192), 1.0, autoencoder, autoencoder.text_encoder)
+    assert not hasattr(objective, "config")
+    assert all(name.startswith("transformer.") for name, _ in objective.named_parameters())
+    losses = []
+    for tokens in (None, cache_tokens(autoencoder, drawings.latents)):
+        dataset = DrawingDataset(drawings, tokens, (16, 192), seed=0, drop=0.1, null_label=None)
+        batch = Collator(tokenizer, 64)([dataset[0], dataset[1]])
+        batch.pop("keys")
+        losses.append(objective(**batch)["loss"].item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [("autoencoder=missing", "no folder 'missing'"), ("data=[]", "data is empty"), ("shfit=3", "shfit"),
+     ("num_classes=4", "no labels"), ("text_encoder=missing", "no folder missing"),
+     ("transformer.hidden_size=[16,96]", "last width is 96, below the token width 192")],
+)  # fmt: skip
+def test_refusals(files, override, words):
+    with pytest.raises((ValueError, RecipeError), match=words):
+        train([str(files / "recipe.yaml"), override])
+
+
+def test_it_learns_which_text_belongs_to_which_tokens():
+    torch.manual_seed(0)
+    transformer = DiTDHTransformer2DModel(
+        sample_size=2, in_channels=8, hidden_size=(32, 32), num_layers=(2, 1), num_attention_heads=(2, 2),
+        text_hidden_size=6,
+    )  # fmt: skip
+    data, states = torch.randn(2, 8, 2, 2), torch.randn(2, 3, 6)
+    optimizer = torch.optim.Adam(transformer.parameters(), lr=3e-3)
+    for _ in range(200):
+        which, times, noise = torch.randint(2, (64,)), torch.rand(64), torch.randn(64, 8, 2, 2)
+        mixing = times[:, None, None, None]
+        noisy = (1 - mixing) * data[which] + mixing * noise
+        velocity = transformer(noisy, times, encoder_hidden_states=states[which]).sample
+        optimizer.zero_grad()
+        (velocity - (noise - data[which])).square().mean().backward()
+        optimizer.step()
+    drawn = sample(transformer, torch.randn(2, 8, 2, 2), uniform_timesteps(20, 1.0), encoder_hidden_states=states)
+    error, mixed_up = (drawn - data).square().mean(), (drawn - data.flip(0)).square().mean()
+    assert error < 0.15 and mixed_up > 5 * error
+
+
+def test_every_recipe_is_accepted():
+    recipes = sorted((Path(__file__).parents[2] / "generator" / "recipes").glob("*.yaml"))
+    assert len(recipes) == 5
+    for path in recipes:
+        assert load_recipe(GeneratorRecipe, [str(path)]).size in PRESETS
+
+
+def test_prompts_of_the_evaluation_are_true_and_reproducible():
+    for category in CATEGORIES:
+        for index in range(10):
+            scene, prompt = prompt_at(category, "test_iid", index)
+            assert prompt == prompt_at(category, "test_iid", index)[1]
+            assert prompt in captions(scene) and facts_hold(caption_facts(prompt), scene)
+            assert bool(caption_facts(prompt).relations) == (category == "two_with_relation")
+
+
+def test_evaluation_writes_a_report(files, pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path / "model")
+    evaluate(["--model", str(tmp_path / "model"), "--count", "3", "--batch", "2", "--steps", "1", "--split", "test_iid",
+              "--out", str(tmp_path / "report.json"), "--nearest", str(files / "cache")])  # fmt: skip
+    figures = json.loads((tmp_path / "report.json").read_text())["splits"]["test_iid"]
+    for category in CATEGORIES:
+        assert {"drawn", "ceiling", "nearest_caption"} <= set(figures[category])
+        assert (tmp_path / f"report_test_iid_{category}.png").is_file()

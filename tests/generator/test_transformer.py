@@ -1,0 +1,145 @@
+"""Sizes, conditioning and statistics of the transformer."""
+
+import pytest
+import torch
+
+from generator import DiTDHTransformer2DModel
+from generator.layers import ffn_width, rotary_table
+
+SMALL = {
+    "sample_size": 4,
+    "in_channels": 8,
+    "hidden_size": (16, 32),
+    "num_layers": (2, 1),
+    "num_attention_heads": (2, 2),
+}
+
+
+def randomised(**options) -> DiTDHTransformer2DModel:
+    torch.manual_seed(0)
+    model = DiTDHTransformer2DModel(**SMALL, **options).eval()
+    for value in model.parameters():
+        torch.nn.init.normal_(value, std=0.2)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("size", "channels", "millions"),
+    [("S", 768, 196.5), ("B", 768, 294.3), ("L", 768, 621.7), ("XL", 768, 838.7),
+     ("S", 1024, 197.6), ("B", 1024, 295.5), ("L", 1024, 623.1), ("XL", 1024, 840.0)],
+)  # fmt: skip
+def test_published_parameter_counts(size, channels, millions):
+    with torch.device("meta"):
+        model = DiTDHTransformer2DModel.preset(
+            size, in_channels=channels, num_classes=1000, qk_norm=False, align_ffn=False
+        )
+    count = sum(value.numel() for value in model.parameters())
+    count += model.t_embedder.W.numel() + model.pos_embed.numel()  # frozen parameters in RAE, buffers here
+    assert round(count / 1e6, 1) == millions
+
+
+def test_tiny_has_about_7_million_parameters():
+    with torch.device("meta"):
+        model = DiTDHTransformer2DModel.preset("tiny", sample_size=4, in_channels=192, text_hidden_size=192)
+    assert 6e6 < sum(value.numel() for value in model.parameters()) < 9e6
+
+
+def test_feed_forward_widths():
+    assert [ffn_width(d, 4.0, "swiglu", align=False) for d in (384, 768, 1024, 1152, 2048)] == [
+        1024,
+        2048,
+        2730,
+        3072,
+        5461,
+    ]
+    assert [ffn_width(d, 4.0, "swiglu", align=True) for d in (384, 1024, 2048)] == [1024, 2752, 5504]
+
+
+def test_first_velocity_is_zero_and_has_the_inputs_shape():
+    model = DiTDHTransformer2DModel(**SMALL, num_classes=3)
+    tokens = torch.randn(2, 8, 4, 4)
+    velocity = model(hidden_states=tokens, timestep=torch.rand(2), class_labels=torch.tensor([0, 3])).sample
+    assert velocity.shape == tokens.shape
+    assert not velocity.any()
+
+
+def test_padding_changes_nothing():
+    model = randomised(text_hidden_size=6)
+    tokens, timestep, states = torch.randn(2, 8, 4, 4), torch.rand(2), torch.randn(2, 5, 6)
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
+    velocity = model(tokens, timestep, encoder_hidden_states=states, encoder_attention_mask=mask).sample
+    for padding in (7.0, float("nan")):
+        padded = torch.cat([states, torch.zeros(2, 3, 6)], dim=1)
+        padded[0, 5:], padded[1, 2:] = padding, padding
+        longer = torch.cat([mask, torch.zeros(2, 3, dtype=mask.dtype)], dim=1)
+        again = model(tokens, timestep, encoder_hidden_states=padded, encoder_attention_mask=longer).sample
+        assert torch.allclose(again, velocity, atol=1e-5)
+    alone = model(tokens[1:], timestep[1:], encoder_hidden_states=states[1:, :2]).sample
+    assert torch.allclose(alone, velocity[1:], atol=1e-5)
+
+
+def test_text_changes_the_velocity_and_an_all_masked_text_is_finite():
+    model = randomised(text_hidden_size=6)
+    tokens, timestep, states = torch.randn(1, 8, 4, 4), torch.rand(1), torch.randn(1, 5, 6)
+    first = model(tokens, timestep, encoder_hidden_states=states).sample
+    assert (model(tokens, timestep, encoder_hidden_states=-states).sample - first).abs().max() > 1e-3
+    nothing = model(tokens, timestep, encoder_hidden_states=states, encoder_attention_mask=torch.zeros(1, 5)).sample
+    assert torch.isfinite(nothing).all()
+
+
+def test_another_grid_runs_and_a_foreign_table_refuses_it():
+    model = randomised(num_classes=3)
+    wide = torch.randn(1, 8, 2, 6)
+    assert model(wide, torch.rand(1), class_labels=torch.tensor([1])).sample.shape == wide.shape
+    model.pos_embed.normal_()
+    with pytest.raises(ValueError, match="knows only its own grid"):
+        model(wide, torch.rand(1), class_labels=torch.tensor([1]))
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    gradients = []
+    for checkpointing in (False, True):
+        model = randomised(num_classes=3).train()
+        if checkpointing:
+            model.enable_gradient_checkpointing()
+        generator = torch.Generator().manual_seed(1)
+        tokens = torch.randn(2, 8, 4, 4, generator=generator)
+        model(tokens, torch.tensor([0.2, 0.7]), class_labels=torch.tensor([0, 1])).sample.square().mean().backward()
+        gradients.append(model.s_embedder.weight.grad)
+    assert torch.allclose(*gradients, atol=1e-6)
+
+
+def test_rotary_rows_then_columns():
+    cos, _ = rotary_table(3, 5, 8)
+    cos = cos.view(3, 5, 8)
+    assert torch.equal(cos[1, 0, :4], cos[1, 4, :4])
+    assert torch.equal(cos[0, 2, 4:], cos[2, 2, 4:])
+
+
+def test_statistics_travel_with_the_weights(tmp_path):
+    model = randomised(text_hidden_size=6)
+    model.set_statistics(torch.arange(8.0), torch.arange(1.0, 9.0))
+    model.save_pretrained(tmp_path)
+    again = DiTDHTransformer2DModel.from_pretrained(tmp_path)
+    raw = torch.randn(2, 8, 4, 4)
+    assert torch.equal(again.normalize(raw), model.normalize(raw))
+    assert torch.allclose(again.denormalize(again.normalize(raw)), raw, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({}, "either num_classes or text_hidden_size"),
+     ({"num_classes": 3, "norm": "batch"}, "choose rms or layer"),
+     ({"num_classes": 3, "num_attention_heads": (3, 2)}, "take a multiple of 4")],
+)  # fmt: skip
+def test_refusals(options, words):
+    with pytest.raises(ValueError, match=words):
+        DiTDHTransformer2DModel(**{**SMALL, **options})
+
+
+def test_wrong_condition_and_size_are_refused():
+    model = randomised(num_classes=3)
+    with pytest.raises(ValueError, match="draws classes"):
+        model(torch.randn(1, 8, 4, 4), torch.rand(1), encoder_hidden_states=torch.randn(1, 2, 6))
+    with pytest.raises(ValueError, match="no transformer size 'XXL'"):
+        DiTDHTransformer2DModel.preset("XXL")

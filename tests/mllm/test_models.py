@@ -1,0 +1,151 @@
+"""Assembly, chat and training of a tiny random multimodal LLM."""
+
+import json
+import time
+
+import pytest
+import torch
+from PIL import Image
+from transformers import CohereConfig, CohereForCausalLM, LlavaForConditionalGeneration
+
+from mllm import ChatModel
+from mllm.assemble import assemble
+from mllm.conversation import IGNORED
+from mllm.objective import MultimodalObjective, tower_tokens, trained_positions_loss
+from mllm.train import main as train
+
+QUESTION = [{"role": "user", "content": "what color is the circle?"}]
+
+
+@pytest.fixture(scope="module")
+def model(family):
+    return ChatModel.from_pretrained(family / "mllm", max_new_tokens=12)
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return [Image.new("RGB", (40, 30), color) for color in ("red", "blue", "white")]
+
+
+def test_streamed_pieces_are_the_answer(model, pictures):
+    assert "".join(model.stream(QUESTION, pictures[:1])).strip() == model.chat(QUESTION, pictures[:1])
+
+
+def test_left_padded_batches_answer_as_one_by_one(model, pictures):
+    requests = [(QUESTION, pictures[:1]), ([{"role": "user", "content": "is there a star?"}], []),
+                ([{"role": "user", "content": "<image> or <image>?"}], pictures[1:])]
+    assert model.batch(requests) == [model.chat(*request) for request in requests]
+
+
+def test_pictures_matter(model, pictures):
+    inputs = [model._inputs([(QUESTION, [picture])]) for picture in pictures[:2]]
+    with torch.no_grad():
+        first, second = (model.model(**part).logits[0, -1] for part in inputs)
+    assert not torch.allclose(first, second)
+
+
+def test_the_processor_makes_the_pixels_the_encoder_was_trained_on(model, pictures):
+    pixels = model.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+    assert pixels.shape == (3, 3, 32, 32)
+    assert torch.allclose(pixels[0].amax((1, 2)), torch.tensor([1.0, -1.0, -1.0]), atol=1e-5)
+
+
+def test_closing_the_stream_stops_the_computation(family, pictures):
+    model = ChatModel.from_pretrained(family / "mllm", max_new_tokens=100)
+    word = model.tokenizer.convert_tokens_to_ids("▁a")
+    steps = []
+
+    def always_a_word(module, inputs, logits):  # words end pieces, and 5 ms a step leave time to stop
+        time.sleep(0.005)
+        steps.append(1)
+        logits[..., word] += 1e4
+        return logits
+
+    handle = model.model.lm_head.register_forward_hook(always_a_word)
+    stream = model.stream(QUESTION, pictures[:1])
+    next(stream)
+    stream.close()
+    handle.remove()
+    assert len(steps) < 50
+
+
+@pytest.mark.parametrize("messages", [[], [{"role": "user", "content": "  "}], [{"role": "user", "content": "<image>"}]])
+def test_an_empty_question_is_refused(model, messages):
+    with pytest.raises(ValueError, match="question is empty"):
+        model.chat(messages)
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(ValueError, match="no multimodal LLM at .*nowhere"):
+        ChatModel.from_pretrained(tmp_path / "nowhere")
+
+
+def test_an_llm_with_scaled_logits_is_refused_by_name(family, tmp_path):
+    torch.manual_seed(0)
+    llm = CohereForCausalLM(CohereConfig(vocab_size=400, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+                                         num_attention_heads=2, num_key_value_heads=2, pad_token_id=0, logit_scale=0.1))
+    llm.save_pretrained(tmp_path / "cohere")
+    for file in (family / "tokenizer").glob("tokenizer*"):
+        (tmp_path / "cohere" / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(ValueError, match="cohere.*head|cohere.*logits"):
+        assemble(family / "autoencoder", tmp_path / "cohere", tmp_path / "out")
+
+
+def test_loss_on_trained_positions_equals_the_full_loss(family):
+    torch.manual_seed(0)
+    model = LlavaForConditionalGeneration.from_pretrained(family / "mllm")
+    ids = torch.randint(4, 300, (2, 9))
+    labels = ids.clone()
+    labels[:, :4] = IGNORED
+    mask = torch.ones_like(ids)
+    full = model(input_ids=ids, labels=labels, attention_mask=mask).loss
+    objective = MultimodalObjective(model, cached=True)
+    ours = objective(ids, labels, mask, torch.zeros(1, 4, 32))["loss"]
+    assert torch.allclose(full, ours, atol=1e-6)
+    hidden = torch.randn(1, 3, 32)
+    nothing = trained_positions_loss(hidden, model.lm_head, torch.tensor([[IGNORED, 5, IGNORED]]))
+    assert nothing.isfinite()
+
+
+def _rows(family, tmp_path):
+    rows = [{"id": f"r{index}", "image": f"{index % 2}.png", "kind": "color", "conversations": [
+        {"from": "human", "value": "<image>\nwhat color is the circle?"},
+        {"from": "gpt", "value": ("red", "blue")[index % 2]}]} for index in range(6)]
+    rows.append({"id": "text", "conversations": [{"from": "human", "value": "is there a blue square?"},
+                                                 {"from": "gpt", "value": "yes"}]})
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    for index, color in enumerate(("red", "blue")):
+        Image.new("RGB", (32, 32), color).save(tmp_path / f"{index}.png")
+    return tmp_path / "rows.json"
+
+
+def _train(family, tmp_path, name, *overrides):
+    (tmp_path / "recipe.yaml").write_text("trainer: {use_cpu: true}\n")
+    train([str(tmp_path / "recipe.yaml"), f"output_dir={tmp_path / name}", f"data={_rows(family, tmp_path)}",
+           f"images={tmp_path}", f"init_from={family / 'mllm'}", "trainer.max_steps=4", "trainer.learning_rate=0.01",
+           "trainer.per_device_train_batch_size=4", "trainer.disable_tqdm=true", *overrides])
+    return LlavaForConditionalGeneration.from_pretrained(tmp_path / name).state_dict()
+
+
+def test_stage_one_moves_the_connector_alone_and_stage_two_the_llm_too(family, tmp_path):
+    before = LlavaForConditionalGeneration.from_pretrained(family / "mllm").state_dict()
+    align = _train(family, tmp_path, "align", "trainable=[connector]")
+    tune = _train(family, tmp_path, "tune", "trainable=[connector,llm,head]", "cache_tokens=true")
+    moved = {name for name in before if not torch.equal(before[name], align[name])}
+    assert moved and all("multi_modal_projector" in name for name in moved)
+    moved = {name for name in before if not torch.equal(before[name], tune[name])}
+    assert any("language_model" in name for name in moved)
+    assert not any("vision_tower" in name for name in moved)
+
+
+def test_cached_tokens_train_the_same(family, tmp_path):
+    live = _train(family, tmp_path, "live", "trainable=[connector]")
+    cached = _train(family, tmp_path, "cached", "trainable=[connector]", "cache_tokens=true")
+    for name, value in live.items():
+        assert torch.allclose(value, cached[name], atol=2e-3), name
+
+
+def test_the_frozen_tower_keeps_no_graph(family):
+    model = LlavaForConditionalGeneration.from_pretrained(family / "mllm")
+    tokens = tower_tokens(model)(torch.randn(2, 3, 32, 32))
+    assert tokens.shape == (2, 4, 32) and not tokens.requires_grad
