@@ -7,11 +7,22 @@ from encoder.model import OpenVision3Config, OpenVision3Model
 from encoder.pretraining import OpenVision3ForPreTraining, OpenVision3PreTrainingConfig
 from encoder.text import OpenVision3TextConfig, TextEncoder
 
-for config, model in ((OpenVision3Config, OpenVision3Model), (OpenVision3TextConfig, TextEncoder),
-                      (OpenVision3PreTrainingConfig, OpenVision3ForPreTraining),
-                      (OpenVision3AutoencoderConfig, OpenVision3Autoencoder)):
+for config, model in (
+    (OpenVision3Config, OpenVision3Model),
+    (OpenVision3TextConfig, TextEncoder),
+    (OpenVision3PreTrainingConfig, OpenVision3ForPreTraining),
+    (OpenVision3AutoencoderConfig, OpenVision3Autoencoder),
+):
     AutoConfig.register(config.model_type, config)
     AutoModel.register(config, model)
 
-__all__ = ["OpenVision3Autoencoder", "OpenVision3AutoencoderConfig", "OpenVision3Config", "OpenVision3ForPreTraining",
-           "OpenVision3Model", "OpenVision3PreTrainingConfig", "OpenVision3TextConfig", "TextEncoder"]
+__all__ = [
+    "OpenVision3Autoencoder",
+    "OpenVision3AutoencoderConfig",
+    "OpenVision3Config",
+    "OpenVision3ForPreTraining",
+    "OpenVision3Model",
+    "OpenVision3PreTrainingConfig",
+    "OpenVision3TextConfig",
+    "TextEncoder",
+]

@@ -1,4 +1,4 @@
-"""The trained encoder as its consumers use it: pictures to tokens, tokens to pictures, tokens to captions and scores."""
+"""The trained encoder as its consumers use it: pictures to tokens, tokens to pictures, captions and scores."""
 
 import torch
 from diffusers import AutoencoderKL
@@ -18,8 +18,14 @@ class OpenVision3AutoencoderConfig(PretrainedConfig):
 
     model_type = "openvision3_autoencoder"
 
-    def __init__(self, encoder: dict | None = None, decoder: dict | None = None, vae: dict | None = None,
-                 text: dict | None = None, **kwargs) -> None:
+    def __init__(
+        self,
+        encoder: dict | None = None,
+        decoder: dict | None = None,
+        vae: dict | None = None,
+        text: dict | None = None,
+        **kwargs,
+    ) -> None:
         self.encoder = encoder or {}
         self.decoder = decoder or {}
         self.vae = vae or {}
@@ -42,8 +48,9 @@ class OpenVision3Autoencoder(PreTrainedModel):
         super().__init__(config)
         encoder = OpenVision3Config(**config.encoder)
         self.encoder = OpenVision3Model(encoder)
-        self.latent_decoder = LatentDecoder(encoder.hidden_size, encoder.latent_channels, encoder.latent_patch_size,
-                                            **config.decoder)
+        self.latent_decoder = LatentDecoder(
+            encoder.hidden_size, encoder.latent_channels, encoder.latent_patch_size, **config.decoder
+        )
         self.vae = AutoencoderKL.from_config(config.vae)
         self.text_encoder = self.caption_decoder = None
         if config.text is not None:
@@ -60,10 +67,15 @@ class OpenVision3Autoencoder(PreTrainedModel):
     def from_pretraining(cls, model: OpenVision3ForPreTraining, vae: AutoencoderKL) -> "OpenVision3Autoencoder":
         """Copies the weights of a pre-trained model and its VAE. The VAE's float32 weights travel with the folder."""
         config = OpenVision3AutoencoderConfig(
-            encoder=model.config.encoder, text=model.config.text,
-            decoder={**model.config.decoder, "noise_tau": model.config.noise_tau,
-                     "noise_space": model.config.noise_space},
-            vae={key: value for key, value in dict(vae.config).items() if not key.startswith("_")})
+            encoder=model.config.encoder,
+            text=model.config.text,
+            decoder={
+                **model.config.decoder,
+                "noise_tau": model.config.noise_tau,
+                "noise_space": model.config.noise_space,
+            },
+            vae={key: value for key, value in dict(vae.config).items() if not key.startswith("_")},
+        )
         own = cls(config)
         for name in ("encoder", "latent_decoder", "text_encoder", "caption_decoder"):
             getattr(own, name).load_state_dict(getattr(model, name).state_dict())
@@ -92,7 +104,7 @@ class OpenVision3Autoencoder(PreTrainedModel):
 
     @torch.no_grad()
     def decode(self, image_tokens: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-        """image_tokens -> pixel_values [batch, 3, height, width], about [-1, 1]; grid (rows, columns), None: a square."""
+        """image_tokens -> pixel_values [batch, 3, height, width], about [-1, 1]; grid (rows, columns), None: square."""
         return decode(self.vae, self.latent_decoder(image_tokens, grid))
 
     def pool(self, image_tokens: Tensor) -> Tensor:

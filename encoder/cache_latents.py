@@ -3,7 +3,7 @@
     python -m encoder.cache_latents --shards data/tiny/train --vae demo/checkpoints/vae --image-size 64 --out runs/cache
 
 leaves in OUT: latents.safetensors (float16 latents, uint8 pixels; the hashes of VAE and preprocessing in its metadata)
-and texts.json (keys, captions, descriptions). A cache made by another VAE or at another size is refused when it is read.
+and texts.json (keys, captions, descriptions). A cache made by another VAE is refused when it is read.
 """
 
 import argparse
@@ -29,7 +29,9 @@ def preprocessing_hash(image_size: int) -> str:
     return hashlib.sha256(code + str(image_size).encode()).hexdigest()[:16]
 
 
-def cache_latents(shards: ImageTextShards, vae: AutoencoderKL, image_size: int, out: Path, batch_size: int = 64) -> None:
+def cache_latents(
+    shards: ImageTextShards, vae: AutoencoderKL, image_size: int, out: Path, batch_size: int = 64
+) -> None:
     """Writes latents float16 [N, 16, image_size/8, image_size/8] and pixels uint8 [N, 3, image_size, image_size]."""
     latents: list[Tensor] = []
     pixels: list[Tensor] = []
@@ -46,14 +48,23 @@ def cache_latents(shards: ImageTextShards, vae: AutoencoderKL, image_size: int, 
             texts["descriptions"].append(row.description)
     out.mkdir(parents=True, exist_ok=True)
     metadata = {"vae": vae_hash(vae), "preprocessing": preprocessing_hash(image_size), "image_size": str(image_size)}
-    save_file({"latents": torch.cat(latents).contiguous(), "pixels": torch.cat(pixels).contiguous()}, out / CACHE_FILE, metadata=metadata)
+    save_file(
+        {"latents": torch.cat(latents).contiguous(), "pixels": torch.cat(pixels).contiguous()},
+        out / CACHE_FILE,
+        metadata=metadata,
+    )
     (out / TEXTS_FILE).write_text(json.dumps(texts))
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m encoder.cache_latents", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shards", type=Path, required=True, help="folder of .tar shards (png or jpg, and json or txt)")
+    parser = argparse.ArgumentParser(
+        prog="python -m encoder.cache_latents",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--shards", type=Path, required=True, help="folder of .tar shards (png or jpg, and json or txt)"
+    )
     parser.add_argument("--vae", type=Path, required=True, help="folder of a diffusers AutoencoderKL")
     parser.add_argument("--image-size", type=int, required=True, help="side in pixels, a multiple of 16")
     parser.add_argument("--out", type=Path, required=True)

@@ -50,12 +50,19 @@ class ImageTextShards:
         key = sample["__key__"]
         picture = next((sample[extension] for extension in PICTURES if extension in sample), None)
         if picture is None:
-            raise ShardError(f"{self.root}: sample {key} has no picture; its members need one of {', '.join(PICTURES)}.")
+            raise ShardError(
+                f"{self.root}: sample {key} has no picture; its members need one of {', '.join(PICTURES)}."
+            )
         values = json.loads(sample["json"]) if "json" in sample else {}
         captions = values.get("captions") or [values.get("caption") or sample.get("txt", b"").decode().strip()]
         if not captions[0]:
             raise ShardError(f"{self.root}: sample {key} has no caption; give it a .txt, or 'captions' in its .json.")
-        return Pair(key, load_image(io.BytesIO(picture), name=f"{self.root}: sample {key}"), captions, values.get("description", captions[0]))
+        return Pair(
+            key,
+            load_image(io.BytesIO(picture), name=f"{self.root}: sample {key}"),
+            captions,
+            values.get("description", captions[0]),
+        )
 
 
 def vae_hash(vae: AutoencoderKL) -> str:
@@ -83,8 +90,10 @@ def load_cached(folder: str | Path, vae: AutoencoderKL | None = None) -> dict:
         metadata = file.metadata()
         cache = {"latents": file.get_tensor("latents"), "pixels": file.get_tensor("pixels"), "metadata": metadata}
     if vae is not None and metadata["vae"] != vae_hash(vae):
-        raise ShardError(f"The latent cache {folder} was made by VAE {metadata['vae']}, not by this one "
-                         f"({vae_hash(vae)}); make it again with python -m encoder.cache_latents.")
+        raise ShardError(
+            f"The latent cache {folder} was made by VAE {metadata['vae']}, not by this one "
+            f"({vae_hash(vae)}); make it again with python -m encoder.cache_latents."
+        )
     return {**cache, **json.loads((folder / TEXTS_FILE).read_text())}
 
 
@@ -107,8 +116,12 @@ class CachedPairs(Dataset):
     def __getitem__(self, index: int) -> dict:
         captions = self.cache["captions"][index]
         choice = int(sample_rng(self.seed, self.epoch, index).integers(len(captions)))
-        return {"latents": self.cache["latents"][index].float(), "pixels": self.cache["pixels"][index],
-                "caption": captions[choice], "key": self.cache["keys"][index]}
+        return {
+            "latents": self.cache["latents"][index].float(),
+            "pixels": self.cache["pixels"][index],
+            "caption": captions[choice],
+            "key": self.cache["keys"][index],
+        }
 
 
 class DistinctSampler(Sampler[int]):
@@ -124,8 +137,10 @@ class DistinctSampler(Sampler[int]):
     def __init__(self, descriptions: list[str], batch_size: int, seed: int) -> None:
         numbers = {text: number for number, text in enumerate(dict.fromkeys(descriptions))}
         if len(numbers) < batch_size:
-            raise ValueError(f"A batch of {batch_size} needs as many different descriptions and there are {len(numbers)}; "
-                             "lower per_device_train_batch_size or write more pictures.")
+            raise ValueError(
+                f"A batch of {batch_size} needs as many different descriptions and there are {len(numbers)}; "
+                "lower per_device_train_batch_size or write more pictures."
+            )
         self.labels = [numbers[text] for text in descriptions]
         self.batch_size, self.seed, self.epoch = batch_size, seed, 0
 

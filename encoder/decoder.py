@@ -31,9 +31,18 @@ class LatentDecoder(nn.Module):
             `token_std`, a buffer to be filled for a frozen encoder.
     """
 
-    def __init__(self, token_size: int, latent_channels: int, latent_patch_size: int, hidden_size: int,
-                 num_hidden_layers: int, num_attention_heads: int, intermediate_size: int, noise_tau: float = 0.8,
-                 noise_space: str = "layernorm") -> None:
+    def __init__(
+        self,
+        token_size: int,
+        latent_channels: int,
+        latent_patch_size: int,
+        hidden_size: int,
+        num_hidden_layers: int,
+        num_attention_heads: int,
+        intermediate_size: int,
+        noise_tau: float = 0.8,
+        noise_space: str = "layernorm",
+    ) -> None:
         super().__init__()
         if noise_space not in NOISE_SPACES:
             raise ValueError(f"noise_space is {noise_space!r}; choose one of {', '.join(NOISE_SPACES)}.")

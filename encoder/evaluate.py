@@ -2,7 +2,7 @@
 
     python -m encoder.evaluate --model runs/encoder --count 512 --image-size 64 --out report.json
 
-Every split gets scenes of its own, drawn here; `--train` (a latent cache) gives the nearest-caption baseline its pictures.
+Every split gets scenes of its own, drawn here; `--train` (a latent cache) serves the nearest-caption baseline.
 """
 
 import argparse
@@ -66,8 +66,13 @@ def caption_texts(model: OpenVision3Autoencoder, tokenizer: PreTrainedTokenizerB
 
 
 @torch.no_grad()
-def evaluate(model: OpenVision3Autoencoder, tokenizer: PreTrainedTokenizerBase, scenes: list[Scene], image_size: int,
-             train_cache: dict | None) -> dict:
+def evaluate(
+    model: OpenVision3Autoencoder,
+    tokenizer: PreTrainedTokenizerBase,
+    scenes: list[Scene],
+    image_size: int,
+    train_cache: dict | None,
+) -> dict:
     """All figures of one split."""
     pictures = [render(scene, image_size) for scene in scenes]
     pixel_values = to_pixel_values(pictures, image_size)
@@ -79,11 +84,17 @@ def evaluate(model: OpenVision3Autoencoder, tokenizer: PreTrainedTokenizerBase, 
     small = F.interpolate(vae, scale_factor=1 / 16, mode="bicubic", antialias=True)
     bicubic = F.interpolate(small, size=(image_size, image_size), mode="bicubic")
     report: dict = {"count": len(scenes)}
-    for name, candidate, target in (("vae_against_picture", vae, pixel_values), ("against_vae", ours, vae),
-                                    ("against_picture", ours, pixel_values), ("mean_image_against_vae", mean, vae),
-                                    ("down16_bicubic_against_vae", bicubic, vae)):
-        report[name] = {"psnr": psnr(candidate, target).mean().item(),
-                        "foreground_psnr": masked_psnr(candidate, target, mask).mean().item()}
+    for name, candidate, target in (
+        ("vae_against_picture", vae, pixel_values),
+        ("against_vae", ours, vae),
+        ("against_picture", ours, pixel_values),
+        ("mean_image_against_vae", mean, vae),
+        ("down16_bicubic_against_vae", bicubic, vae),
+    ):
+        report[name] = {
+            "psnr": psnr(candidate, target).mean().item(),
+            "foreground_psnr": masked_psnr(candidate, target, mask).mean().item(),
+        }
     checker = ShapesChecker()
     for name, candidate in (("checker_on_vae", vae), ("checker_on_ours", ours)):
         arrays = ((candidate.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
@@ -106,19 +117,26 @@ def evaluate(model: OpenVision3Autoencoder, tokenizer: PreTrainedTokenizerBase, 
         "chance": same.mean().item(),
     }
     if train_cache is not None:
-        train_tokens = torch.cat([model.encoder(latents=part.float()).last_hidden_state
-                                  for part in train_cache["latents"][:4096].split(BATCH)])
+        train_tokens = torch.cat(
+            [
+                model.encoder(latents=part.float()).last_hidden_state
+                for part in train_cache["latents"][:4096].split(BATCH)
+            ]
+        )
         train_features = F.normalize(model.image_features(train_tokens), dim=-1)
         nearest = (image_features @ train_features.T).argmax(dim=1).tolist()
-        right = sum(caption_is_right(train_cache["captions"][index][0], scene)
-                    for index, scene in zip(nearest, scenes, strict=True))
+        right = sum(
+            caption_is_right(train_cache["captions"][index][0], scene)
+            for index, scene in zip(nearest, scenes, strict=True)
+        )
         report["nearest_caption"] = share(right, len(scenes))
     return report
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m encoder.evaluate", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m encoder.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", type=Path, required=True, help="autoencoder folder")
     parser.add_argument("--splits", nargs="+", default=["test_iid", "test_combo"])
     parser.add_argument("--count", type=int, default=512, help="pictures a split, also the retrieval pool")
@@ -129,8 +147,12 @@ def main(argv: list[str]) -> None:
     model = OpenVision3Autoencoder.from_pretrained(args.model).eval()
     tokenizer = load_tokenizer(args.model / "tokenizer")
     cache = None if args.train is None else load_cached(args.train)
-    report = {split: evaluate(model, tokenizer, [scene_at(split, index) for index in range(args.count)],
-                              args.image_size, cache) for split in args.splits}
+    report = {
+        split: evaluate(
+            model, tokenizer, [scene_at(split, index) for index in range(args.count)], args.image_size, cache
+        )
+        for split in args.splits
+    }
     text = json.dumps(report, indent=1)
     print(text)
     if args.out is not None:

@@ -2,8 +2,8 @@
 
     python -m encoder.evaluate_vae --vae runs/tiny_vae --count 300
 
-The linear one is a PCA of 8 x 8 x 3 patches with 16 components, fitted to training pictures: what an f8, 16-channel code
-gives without learning anything but second moments.
+The linear one is a PCA of 8 x 8 x 3 patches with 16 components, fitted to training pictures: what an f8,
+16-channel code gives without learning anything but second moments.
 """
 
 import argparse
@@ -35,6 +35,7 @@ def pictures(split: str, count: int, size: int) -> Tensor:
 
 def linear_autoencoder(train: Tensor, target: Tensor) -> Tensor:
     """Reconstructs `target` by the PCA of the patches of `train`; both [batch, 3, size, size]."""
+
     def patches(values: Tensor) -> Tensor:
         return F.unfold(values, PATCH, stride=PATCH).transpose(1, 2).reshape(-1, 3 * PATCH * PATCH)
 
@@ -42,8 +43,9 @@ def linear_autoencoder(train: Tensor, target: Tensor) -> Tensor:
     mean = rows.mean(dim=0)
     directions = torch.linalg.eigh((rows - mean).T @ (rows - mean)).eigenvectors[:, -COMPONENTS:]
     decoded = (patches(target) - mean) @ directions @ directions.T + mean
-    return F.fold(decoded.view(target.shape[0], -1, decoded.shape[1]).transpose(1, 2), target.shape[2:], PATCH,
-                  stride=PATCH)
+    return F.fold(
+        decoded.view(target.shape[0], -1, decoded.shape[1]).transpose(1, 2), target.shape[2:], PATCH, stride=PATCH
+    )
 
 
 @torch.no_grad()
@@ -57,25 +59,38 @@ def evaluate_vae(vae: AutoencoderKL, split: str, count: int, size: int) -> dict:
     checker = ShapesChecker()
     report = {}
     for name, candidate in (("vae", ours), ("linear", linear)):
-        right = sum(checker.check(np.asarray(picture), scene).all_right
-                    for picture, scene in zip(to_pil(candidate), scenes, strict=True))
-        report[name] = {"psnr": psnr(candidate.clamp(-1, 1), target).mean().item(),
-                        "foreground_psnr": masked_psnr(candidate, target, mask).mean().item(),
-                        "checker": share(right, count)}
+        right = sum(
+            checker.check(np.asarray(picture), scene).all_right
+            for picture, scene in zip(to_pil(candidate), scenes, strict=True)
+        )
+        report[name] = {
+            "psnr": psnr(candidate.clamp(-1, 1), target).mean().item(),
+            "foreground_psnr": masked_psnr(candidate, target, mask).mean().item(),
+            "checker": share(right, count),
+        }
     return report
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m encoder.evaluate_vae", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m encoder.evaluate_vae", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--vae", type=Path, required=True, help="folder of a diffusers AutoencoderKL")
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128], help="sides in pixels")
     parser.add_argument("--splits", nargs="+", default=["test_iid", "test_combo"])
     parser.add_argument("--count", type=int, default=300, help="pictures a split")
     args = parser.parse_args(argv)
     vae = AutoencoderKL.from_pretrained(args.vae, torch_dtype=torch.float32).eval()
-    print(json.dumps({f"{split} {size} px": evaluate_vae(vae, split, args.count, size)
-                      for size in args.sizes for split in args.splits}, indent=1))
+    print(
+        json.dumps(
+            {
+                f"{split} {size} px": evaluate_vae(vae, split, args.count, size)
+                for size in args.sizes
+                for split in args.splits
+            },
+            indent=1,
+        )
+    )
 
 
 if __name__ == "__main__":

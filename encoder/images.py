@@ -16,8 +16,12 @@ class ImageError(ValueError):
     """A picture cannot be used; the message names it and says why."""
 
 
-def load_image(source: str | Path | io.BytesIO, root: str | Path | None = None, max_pixels: int = MAX_PIXELS,
-               name: str | None = None) -> Image.Image:
+def load_image(
+    source: str | Path | io.BytesIO,
+    root: str | Path | None = None,
+    max_pixels: int = MAX_PIXELS,
+    name: str | None = None,
+) -> Image.Image:
     """Reads a picture as RGB, turned as its EXIF data says; transparency is laid on white.
 
     Args:
@@ -38,8 +42,10 @@ def load_image(source: str | Path | io.BytesIO, root: str | Path | None = None, 
     try:
         with Image.open(path) as image:
             if image.width * image.height > max_pixels:
-                raise ImageError(f"{name} has {image.width} x {image.height} pixels and at most {max_pixels:,} are read; "
-                                 "make it smaller first.")
+                raise ImageError(
+                    f"{name} has {image.width} x {image.height} pixels and at most {max_pixels:,} are read; "
+                    "make it smaller first."
+                )
             image = ImageOps.exif_transpose(image)
             if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
                 image = image.convert("RGBA")
@@ -66,13 +72,19 @@ def _inside(path: Path, root: str | Path | None) -> Path:
 
 def to_pixel_values(images: list[Image.Image], size: int) -> Tensor:
     """Pictures -> pixel_values [batch, 3, size, size] in [-1, 1]; bicubic resize, no crop: captions stay true."""
-    arrays = [np.asarray(image.convert("RGB") if image.size == (size, size)
-                         else image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)) for image in images]
+    arrays = [
+        np.asarray(
+            image.convert("RGB")
+            if image.size == (size, size)
+            else image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
+        )
+        for image in images
+    ]
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
 def to_pil(pixel_values: Tensor) -> list[Image.Image]:
-    """pixel_values [batch, 3, height, width] -> pictures, clipped to [-1, 1] and rounded to the nearest of 256 levels."""
+    """pixel_values [batch, 3, height, width] -> pictures, clipped to [-1, 1] and rounded to 256 levels."""
     levels = ((pixel_values.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return [Image.fromarray(array) for array in levels.permute(0, 2, 3, 1).cpu().numpy()]
 

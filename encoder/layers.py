@@ -18,7 +18,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(hidden_size, hidden_size)
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """hidden_states: [batch, length, hidden_size]; attention_mask: bool, broadcast to [batch, 1, length, length]."""
+        """hidden_states [batch, length, hidden_size]; attention_mask bool, broadcast to [batch, 1, length, length]."""
         batch, length, width = hidden_states.shape
         qkv = self.qkv(hidden_states).view(batch, length, 3, self.num_heads, width // self.num_heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)

@@ -23,7 +23,9 @@ def ssim(pixel_values: Tensor, target: Tensor) -> Tensor:
     """
     window = 7
     if min(pixel_values.shape[2:]) < window:
-        raise ValueError(f"SSIM needs pictures of at least {window} x {window} pixels, not {list(pixel_values.shape[2:])}.")
+        raise ValueError(
+            f"SSIM needs pictures of at least {window} x {window} pixels, not {list(pixel_values.shape[2:])}."
+        )
     x, y = pixel_values.double(), target.double()
     mean_x, mean_y = F.avg_pool2d(x, window, stride=1), F.avg_pool2d(y, window, stride=1)
     unbiased = window**2 / (window**2 - 1)

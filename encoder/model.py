@@ -91,8 +91,9 @@ class OpenVision3Model(PreTrainedModel):
     def __init__(self, config: OpenVision3Config) -> None:
         super().__init__(config)
         width = config.hidden_size
-        self.patch_embedding = nn.Conv2d(config.latent_channels, width, config.latent_patch_size,
-                                         stride=config.latent_patch_size, bias=False)
+        self.patch_embedding = nn.Conv2d(
+            config.latent_channels, width, config.latent_patch_size, stride=config.latent_patch_size, bias=False
+        )
         self.class_embedding = nn.Parameter(torch.empty(width))
         if config.position_table:
             side = config.image_size // config.patch_size
@@ -153,15 +154,19 @@ class OpenVision3Model(PreTrainedModel):
             return self.position_embedding
         own = torch.cat([zero, sincos_positions(side, side, size).to(zero)])
         if (self.position_embedding - own).abs().max() > POSITION_TOLERANCE:
-            raise ValueError(f"This checkpoint's learned positions fit a {side} x {side} grid only, not {height} x {width};"
-                             f" give it pictures of {self.config.image_size} x {self.config.image_size} pixels.")
+            raise ValueError(
+                f"This checkpoint's learned positions fit a {side} x {side} grid only, not {height} x {width};"
+                f" give it pictures of {self.config.image_size} x {self.config.image_size} pixels."
+            )
         return torch.cat([zero, fixed])
 
     def encode_pixels(self, pixel_values: Tensor) -> Tensor:
         """pixel_values [batch, 3, height, width] in [-1, 1] -> latents [batch, 16, height/8, width/8]."""
         if self.vae is None:
-            raise ValueError("This encoder has no VAE, so it takes latents=, not pixel_values=; load it with vae=... "
-                             "or attach one by attach_vae().")
+            raise ValueError(
+                "This encoder has no VAE, so it takes latents=, not pixel_values=; load it with vae=... "
+                "or attach one by attach_vae()."
+            )
         return encode(self.vae, pixel_values)
 
     def pool(self, image_tokens: Tensor) -> Tensor:
@@ -197,11 +202,15 @@ class OpenVision3Model(PreTrainedModel):
         if latents is None:
             latents = self.encode_pixels(pixel_values)
         patch = self.config.latent_patch_size
-        if latents.ndim != 4 or latents.shape[1] != self.config.latent_channels or any(
-            side < patch or side % patch for side in latents.shape[2:]
+        if (
+            latents.ndim != 4
+            or latents.shape[1] != self.config.latent_channels
+            or any(side < patch or side % patch for side in latents.shape[2:])
         ):
-            raise ValueError(f"latents are {list(latents.shape)}; the encoder takes [batch, {self.config.latent_channels}, "
-                             f"height/8, width/8] with sides that are multiples of {patch}.")
+            raise ValueError(
+                f"latents are {list(latents.shape)}; the encoder takes [batch, {self.config.latent_channels}, "
+                f"height/8, width/8] with sides that are multiples of {patch}."
+            )
         hidden_states = self.patch_embedding(latents)
         height, width = hidden_states.shape[2:]
         hidden_states = hidden_states.flatten(2).transpose(1, 2)
@@ -215,5 +224,6 @@ class OpenVision3Model(PreTrainedModel):
         pooled = self.pool(image_tokens)
         if self.config.normalize_tokens:
             image_tokens = F.layer_norm(image_tokens, image_tokens.shape[-1:], eps=LAYER_NORM_EPS)
-        return BaseModelOutputWithPooling(last_hidden_state=image_tokens, pooler_output=pooled,
-                                          hidden_states=(image_tokens,))
+        return BaseModelOutputWithPooling(
+            last_hidden_state=image_tokens, pooler_output=pooled, hidden_states=(image_tokens,)
+        )

@@ -34,10 +34,21 @@ class OpenVision3PreTrainingConfig(PretrainedConfig):
 
     model_type = "openvision3_pretraining"
 
-    def __init__(self, encoder: dict | None = None, decoder: dict | None = None, text: dict | None = None,
-                 reconstruction_weight: float = 0.5, understanding_weight: float = 1.0, latent_weight: float = 0.4,
-                 contrastive_weight: float = 1.0, noise_tau: float = 0.8, noise_space: str = "layernorm",
-                 pixel_loss_fraction: float = 1.0, logit_scale_max: float | None = None, **kwargs) -> None:
+    def __init__(
+        self,
+        encoder: dict | None = None,
+        decoder: dict | None = None,
+        text: dict | None = None,
+        reconstruction_weight: float = 0.5,
+        understanding_weight: float = 1.0,
+        latent_weight: float = 0.4,
+        contrastive_weight: float = 1.0,
+        noise_tau: float = 0.8,
+        noise_space: str = "layernorm",
+        pixel_loss_fraction: float = 1.0,
+        logit_scale_max: float | None = None,
+        **kwargs,
+    ) -> None:
         self.encoder = encoder or {}
         self.decoder = decoder or dict(DECODER_PRESETS["base"])
         self.text = text or {}
@@ -56,8 +67,13 @@ class OpenVision3PreTrainingConfig(PretrainedConfig):
         """Encoder, decoder and text towers of one size; the paper's pairing is base with base."""
         encoder = OpenVision3Config.preset(size, image_size=image_size)
         return cls(
-            encoder={"image_size": image_size, **{key: getattr(encoder, key) for key in (
-                "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")}},
+            encoder={
+                "image_size": image_size,
+                **{
+                    key: getattr(encoder, key)
+                    for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+                },
+            },
             decoder=dict(DECODER_PRESETS[size]),
             text={"vocab_size": vocab_size, "projection_dim": encoder.projection_dim, **TEXT_PRESETS[size]},
             **overrides,
@@ -87,8 +103,13 @@ class OpenVision3ForPreTraining(PreTrainedModel):
         encoder, text = OpenVision3Config(**config.encoder), OpenVision3TextConfig(**config.text)
         self.encoder = OpenVision3Model(encoder)
         self.latent_decoder = LatentDecoder(
-            encoder.hidden_size, encoder.latent_channels, encoder.latent_patch_size, **config.decoder,
-            noise_tau=config.noise_tau, noise_space=config.noise_space)
+            encoder.hidden_size,
+            encoder.latent_channels,
+            encoder.latent_patch_size,
+            **config.decoder,
+            noise_tau=config.noise_tau,
+            noise_space=config.noise_space,
+        )
         self.text_encoder = TextEncoder(text)
         self.caption_decoder = CaptionDecoder(text, encoder.hidden_size)
         self.log_scale = nn.Parameter(torch.tensor(INITIAL_LOG_SCALE))
@@ -121,9 +142,11 @@ class OpenVision3ForPreTraining(PreTrainedModel):
         grid = (latents.shape[2] // patch, latents.shape[3] // patch)
         decoded = self.latent_decoder(image_tokens, grid)
         raw = {"latent": F.l1_loss(decoded, latents)}
-        weights = {"latent": config.reconstruction_weight * config.latent_weight,
-                   "caption": config.understanding_weight,
-                   "contrastive": config.understanding_weight * config.contrastive_weight}
+        weights = {
+            "latent": config.reconstruction_weight * config.latent_weight,
+            "caption": config.understanding_weight,
+            "contrastive": config.understanding_weight * config.contrastive_weight,
+        }
         if decode_latents is not None:
             count = math.ceil(config.pixel_loss_fraction * latents.shape[0])
             rows = torch.randperm(latents.shape[0])[:count].to(latents.device)

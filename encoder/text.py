@@ -21,10 +21,20 @@ class OpenVision3TextConfig(PretrainedConfig):
 
     model_type = "openvision3_text"
 
-    def __init__(self, vocab_size: int = 32000, hidden_size: int = 512, num_hidden_layers: int = 12,
-                 num_attention_heads: int = 8, intermediate_size: int = 2048, max_position_embeddings: int = 128,
-                 projection_dim: int = 768, pad_token_id: int = 0, bos_token_id: int = 1, eos_token_id: int = 2,
-                 **kwargs) -> None:
+    def __init__(
+        self,
+        vocab_size: int = 32000,
+        hidden_size: int = 512,
+        num_hidden_layers: int = 12,
+        num_attention_heads: int = 8,
+        intermediate_size: int = 2048,
+        max_position_embeddings: int = 128,
+        projection_dim: int = 768,
+        pad_token_id: int = 0,
+        bos_token_id: int = 1,
+        eos_token_id: int = 2,
+        **kwargs,
+    ) -> None:
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
         self.num_hidden_layers = num_hidden_layers
@@ -71,8 +81,10 @@ class TextEncoder(PreTrainedModel):
         """
         batch, length = input_ids.shape
         if length > self.config.max_position_embeddings:
-            raise ValueError(f"The text has {length} tokens and the text encoder takes "
-                             f"{self.config.max_position_embeddings}; shorten it.")
+            raise ValueError(
+                f"The text has {length} tokens and the text encoder takes "
+                f"{self.config.max_position_embeddings}; shorten it."
+            )
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         hidden_states = self.token_embedding(input_ids) + self.position_embedding[:length]

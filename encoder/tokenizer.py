@@ -32,9 +32,18 @@ def build_tokenizer(sentencepiece_model: str | Path) -> PreTrainedTokenizerBase:
     """
     with tempfile.TemporaryDirectory() as folder:
         shutil.copyfile(sentencepiece_model, Path(folder) / "tokenizer.model")
-        settings = {"tokenizer_class": "LlamaTokenizer", "legacy": False, "pad_token": "<pad>", "bos_token": "<s>",
-                    "eos_token": "</s>", "unk_token": "<unk>", "add_bos_token": True, "add_eos_token": True,
-                    "padding_side": "right", "clean_up_tokenization_spaces": False}
+        settings = {
+            "tokenizer_class": "LlamaTokenizer",
+            "legacy": False,
+            "pad_token": "<pad>",
+            "bos_token": "<s>",
+            "eos_token": "</s>",
+            "unk_token": "<unk>",
+            "add_bos_token": True,
+            "add_eos_token": True,
+            "padding_side": "right",
+            "clean_up_tokenization_spaces": False,
+        }
         (Path(folder) / "tokenizer_config.json").write_text(json.dumps(settings))
         tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN, USER, ASSISTANT, END]})

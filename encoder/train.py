@@ -1,7 +1,7 @@
 """Pre-trains the unified encoder: python -m encoder.train encoder/recipes/tiny.yaml [key=value ...]
 
-Reads a latent cache (`encoder.cache_latents`), so the frozen VAE encodes no picture twice. A stage is a recipe: the second
-starts from the folder of the first (`init_from`) and may have another resolution.
+Reads a latent cache (`encoder.cache_latents`), so the frozen VAE encodes no picture twice. A stage is a recipe: the
+second starts from the folder of the first (`init_from`) and may have another resolution.
 """
 
 from dataclasses import dataclass, field
@@ -48,9 +48,13 @@ class PairCollator:
 
     def __call__(self, samples: list[dict]) -> dict:
         input_ids, mask = tokenize_captions(self.tokenizer, [row["caption"] for row in samples], self.max_length)
-        return {"latents": torch.stack([row["latents"] for row in samples]),
-                "pixels": torch.stack([row["pixels"] for row in samples]),
-                "input_ids": input_ids, "attention_mask": mask, "keys": [row["key"] for row in samples]}
+        return {
+            "latents": torch.stack([row["latents"] for row in samples]),
+            "pixels": torch.stack([row["pixels"] for row in samples]),
+            "input_ids": input_ids,
+            "attention_mask": mask,
+            "keys": [row["key"] for row in samples],
+        }
 
 
 class PreTrainingObjective(nn.Module):
@@ -64,8 +68,12 @@ class PreTrainingObjective(nn.Module):
     def forward(self, latents: Tensor, pixels: Tensor, input_ids: Tensor, attention_mask: Tensor) -> dict:
         with_pixels = self.model.config.pixel_loss_fraction > 0
         output = self.model(
-            latents, input_ids, attention_mask, pixel_values=pixels.float() / 127.5 - 1.0 if with_pixels else None,
-            decode_latents=self._decode if with_pixels else None)
+            latents,
+            input_ids,
+            attention_mask,
+            pixel_values=pixels.float() / 127.5 - 1.0 if with_pixels else None,
+            decode_latents=self._decode if with_pixels else None,
+        )
         return {"loss": output.loss, "losses": output.losses}
 
 
@@ -73,7 +81,8 @@ def build_model(recipe: EncoderRecipe, vocab_size: int, image_size: int) -> Open
     """A new model of the recipe's size, or the one of the stage before at this stage's resolution and loss weights."""
     if recipe.init_from is None:
         return OpenVision3ForPreTraining(
-            OpenVision3PreTrainingConfig.preset(recipe.size, vocab_size, image_size, **recipe.objective))
+            OpenVision3PreTrainingConfig.preset(recipe.size, vocab_size, image_size, **recipe.objective)
+        )
     config = OpenVision3PreTrainingConfig.from_pretrained(recipe.init_from)
     for key, value in recipe.objective.items():
         if not hasattr(config, key):
@@ -96,8 +105,9 @@ def main(argv: list[str]) -> None:
 
     def sample_pictures() -> Image.Image:
         decoded = decode(vae, model.latent_decoder(model.encoder(latents=shown).last_hidden_state))
-        return picture_grid(to_pil(torch.cat([decode(vae, shown[:8]), decoded[:8], decode(vae, shown[8:]), decoded[8:]])),
-                            columns=8)
+        return picture_grid(
+            to_pil(torch.cat([decode(vae, shown[:8]), decoded[:8], decode(vae, shown[8:]), decoded[8:]])), columns=8
+        )
 
     def export(folder: Path) -> None:
         model.save_pretrained(folder / "pretraining")
@@ -105,10 +115,14 @@ def main(argv: list[str]) -> None:
         tokenizer.save_pretrained(folder / "autoencoder" / "tokenizer")
 
     run_training(
-        PreTrainingObjective(model, vae), CachedPairs(cache, seed), recipe,
+        PreTrainingObjective(model, vae),
+        CachedPairs(cache, seed),
+        recipe,
         collate=PairCollator(tokenizer, model.config.text.get("max_position_embeddings", 128)),
         sampler=lambda world_size: DistinctSampler(cache["descriptions"], batch_size * world_size, seed),
-        export=export, sample_pictures=sample_pictures)
+        export=export,
+        sample_pictures=sample_pictures,
+    )
 
 
 if __name__ == "__main__":

@@ -20,9 +20,20 @@ def train_tokenizer(corpus: Path, out: Path, vocab_size: int) -> int:
     model = io.BytesIO()
     with open(corpus, encoding="utf-8") as lines:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=lines, model_writer=model, vocab_size=vocab_size, model_type="bpe",
-            byte_fallback=True, pad_id=0, bos_id=1, eos_id=2, unk_id=3,
-            input_sentence_size=200_000, shuffle_input_sentence=False, num_threads=1, minloglevel=2)
+            sentence_iterator=lines,
+            model_writer=model,
+            vocab_size=vocab_size,
+            model_type="bpe",
+            byte_fallback=True,
+            pad_id=0,
+            bos_id=1,
+            eos_id=2,
+            unk_id=3,
+            input_sentence_size=200_000,
+            shuffle_input_sentence=False,
+            num_threads=1,
+            minloglevel=2,
+        )
     out.mkdir(parents=True, exist_ok=True)
     (out / "tokenizer.model").write_bytes(model.getvalue())
     tokenizer = build_tokenizer(out / "tokenizer.model")

@@ -23,7 +23,7 @@ from training.recipes import Recipe, load_recipe
 from training.shards import TarShards, sample_rng
 from training.trainer import run_training
 
-# The weight of the KL term relative to a summed reconstruction error (latent diffusion, arXiv 2112.10752, f8 KL models).
+# The weight of the KL term relative to a summed reconstruction error (latent diffusion, arXiv 2112.10752).
 KL_WEIGHT = 1e-6
 
 
@@ -62,8 +62,10 @@ class Crops(Dataset):
         rng = sample_rng(self.seed, self.epoch, index)
         crops = [self._crop(self.pictures[index], rng) for _ in range(2)]
         best = max(crops, key=lambda crop: crop.std(axis=(0, 1)).sum())
-        return {"pixel_values": torch.from_numpy(np.ascontiguousarray(best.transpose(2, 0, 1))),
-                "key": self.keys[index]}
+        return {
+            "pixel_values": torch.from_numpy(np.ascontiguousarray(best.transpose(2, 0, 1))),
+            "key": self.keys[index],
+        }
 
     def _crop(self, picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         top, left = (int(rng.integers(side - self.crop_size + 1)) for side in picture.shape[:2])
@@ -88,8 +90,10 @@ class VAEObjective(nn.Module):
         decoded = self.vae.decode(posterior.sample()).sample
         l1, mse = F.l1_loss(decoded, pixel_values), F.mse_loss(decoded, pixel_values)
         kl = posterior.kl().sum() / pixel_values.numel()
-        return {"loss": l1 + self.mse_weight * mse + KL_WEIGHT * kl,
-                "losses": {"l1": l1.detach(), "mse": mse.detach(), "kl": kl.detach()}}
+        return {
+            "loss": l1 + self.mse_weight * mse + KL_WEIGHT * kl,
+            "losses": {"l1": l1.detach(), "mse": mse.detach(), "kl": kl.detach()},
+        }
 
 
 @torch.no_grad()
@@ -128,8 +132,14 @@ def main(argv: list[str]) -> None:
         vae.register_to_config(scaling_factor=1.0 / latent_std(vae, dataset.pictures[:: max(1, len(dataset) // 512)]))
         vae.save_pretrained(folder)
 
-    run_training(VAEObjective(vae, recipe.mse_weight), dataset, recipe, collate=collate, export=export,
-                 sample_pictures=sample_pictures)
+    run_training(
+        VAEObjective(vae, recipe.mse_weight),
+        dataset,
+        recipe,
+        collate=collate,
+        export=export,
+        sample_pictures=sample_pictures,
+    )
 
 
 if __name__ == "__main__":

@@ -11,9 +11,15 @@ DOWNSAMPLING = 8
 def tiny_vae() -> AutoencoderKL:
     """An untrained f8, 16-channel VAE of 0.85M parameters; `norm_num_groups` divides every width."""
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(16, 32, 48, 64), layers_per_block=1, latent_channels=LATENT_CHANNELS, norm_num_groups=8,
-        mid_block_add_attention=False, use_quant_conv=False, use_post_quant_conv=False,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(16, 32, 48, 64),
+        layers_per_block=1,
+        latent_channels=LATENT_CHANNELS,
+        norm_num_groups=8,
+        mid_block_add_attention=False,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
     )
 
 

@@ -50,9 +50,7 @@ class GeneratorRecipe(Recipe):
     shift: float | None = field(
         default=None, metadata={"help": "time shift; none: max(1, sqrt(numbers in a picture's tokens / 4096))"}
     )
-    max_text_tokens: int = field(
-        default=256, metadata={"help": "longer captions are cut to this"}
-    )
+    max_text_tokens: int = field(default=256, metadata={"help": "longer captions are cut to this"})
     drop: float = field(default=0.1, metadata={"help": "share of captions or labels left out, for guidance"})
     cache_gb: float = field(
         default=4.0,

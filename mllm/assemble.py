@@ -3,7 +3,7 @@
     python -m mllm.assemble --encoder runs/encoder/autoencoder --llm runs/llm --out runs/mllm
 
 The result is a stock LlavaForConditionalGeneration with a stock LlavaProcessor and a new connector; every later step
-reads and writes such a folder. ENCODER is an OpenVision3 autoencoder or encoder folder, or a CLIP or SigLIP vision model.
+reads and writes such a folder. The encoder is an OpenVision3 autoencoder or encoder, or a CLIP or SigLIP model.
 """
 
 import argparse
@@ -55,15 +55,31 @@ def token_scale(tower: PreTrainedModel, image_size: int) -> tuple[float, float]:
     return rms.item(), (channels.max() / rms).item()
 
 
-def build_processor(tokenizer: PreTrainedTokenizerBase, image_size: int, patch_size: int,
-                    num_additional: int) -> LlavaProcessor:
+def build_processor(
+    tokenizer: PreTrainedTokenizerBase, image_size: int, patch_size: int, num_additional: int
+) -> LlavaProcessor:
     """A stock processor whose pictures come out as the tower expects them: square, [-1, 1], no crop."""
     size = {"height": image_size, "width": image_size}
-    images = LlavaImageProcessorPil(do_resize=True, size=size, do_center_crop=False, crop_size=size, do_rescale=True,
-                                    do_normalize=True, image_mean=[0.5] * 3, image_std=[0.5] * 3, do_convert_rgb=True)
+    images = LlavaImageProcessorPil(
+        do_resize=True,
+        size=size,
+        do_center_crop=False,
+        crop_size=size,
+        do_rescale=True,
+        do_normalize=True,
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+        do_convert_rgb=True,
+    )
     return LlavaProcessor(
-        image_processor=images, tokenizer=tokenizer, patch_size=patch_size, vision_feature_select_strategy="full",
-        image_token=IMAGE, num_additional_image_tokens=num_additional, chat_template=tokenizer.chat_template)
+        image_processor=images,
+        tokenizer=tokenizer,
+        patch_size=patch_size,
+        vision_feature_select_strategy="full",
+        image_token=IMAGE,
+        num_additional_image_tokens=num_additional,
+        chat_template=tokenizer.chat_template,
+    )
 
 
 @torch.no_grad()
@@ -72,8 +88,10 @@ def check_same_logits(model: LlavaForConditionalGeneration, llm: PreTrainedModel
     ids = torch.arange(3, 19)[None] % llm.config.vocab_size
     difference = (model(input_ids=ids).logits - llm(input_ids=ids).logits).abs().max().item()
     if not difference <= LOGIT_TOLERANCE:
-        raise ValueError(f"The LLM {name} ({type(llm).__name__}) does more in its head than a linear layer: text-only logits "
-                         f"differ by {difference:.2g}; choose a Llama, Qwen, Gemma, GPT-NeoX or OLMo2.")
+        raise ValueError(
+            f"The LLM {name} ({type(llm).__name__}) does more in its head than a linear layer: text-only logits "
+            f"differ by {difference:.2g}; choose a Llama, Qwen, Gemma, GPT-NeoX or OLMo2."
+        )
 
 
 def assemble(encoder: Path, llm: Path, out: Path, seed: int = 0) -> LlavaForConditionalGeneration:
@@ -85,8 +103,10 @@ def assemble(encoder: Path, llm: Path, out: Path, seed: int = 0) -> LlavaForCond
     language_model = AutoModelForCausalLM.from_pretrained(llm).eval()
     head = language_model.get_output_embeddings()
     if not isinstance(head, torch.nn.Linear) or head.bias is not None:
-        raise ValueError(f"The LLM {llm} ({type(language_model).__name__}) has no bias-free linear head, which a multimodal "
-                         "model needs; choose a Llama, Qwen, Gemma, GPT-NeoX or OLMo2.")
+        raise ValueError(
+            f"The LLM {llm} ({type(language_model).__name__}) has no bias-free linear head, which a multimodal "
+            "model needs; choose a Llama, Qwen, Gemma, GPT-NeoX or OLMo2."
+        )
     tokenizer = AutoTokenizer.from_pretrained(llm)
     if image_token(tokenizer) == len(tokenizer):
         tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]})
@@ -102,10 +122,16 @@ def assemble(encoder: Path, llm: Path, out: Path, seed: int = 0) -> LlavaForCond
     num_patches = (size // tower.config.patch_size) ** 2
     has_class_token = not ours and "clip" in tower.config.model_type
     config = LlavaConfig(
-        vision_config=tower.config, text_config=language_model.config, image_token_id=image_token(tokenizer),
-        vision_feature_layer=-1, vision_feature_select_strategy="default" if has_class_token else "full",
-        image_seq_length=num_patches, projector_hidden_act="gelu", multimodal_projector_bias=True,
-        tie_word_embeddings=bool(getattr(language_model.config, "tie_word_embeddings", False)))
+        vision_config=tower.config,
+        text_config=language_model.config,
+        image_token_id=image_token(tokenizer),
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="default" if has_class_token else "full",
+        image_seq_length=num_patches,
+        projector_hidden_act="gelu",
+        multimodal_projector_bias=True,
+        tie_word_embeddings=bool(getattr(language_model.config, "tie_word_embeddings", False)),
+    )
     model = LlavaForConditionalGeneration(config).eval()
     model.model.vision_tower.load_state_dict(tower.state_dict())
     model.model.language_model.load_state_dict(language_model.base_model.state_dict())
@@ -123,8 +149,9 @@ def assemble(encoder: Path, llm: Path, out: Path, seed: int = 0) -> LlavaForCond
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m mllm.assemble", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m mllm.assemble", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--encoder", type=Path, required=True, help="folder of the frozen vision encoder")
     parser.add_argument("--llm", type=Path, required=True, help="folder of a causal LLM with its tokenizer")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")

@@ -12,8 +12,9 @@ from training.cli import run_cli
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m mllm.chat", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m mllm.chat", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", type=Path, required=True, help="multimodal LLM folder")
     parser.add_argument("--image", type=Path, default=None, help="picture to talk about")
     parser.add_argument("--question", default=None, help="ask this, print the answer and stop")

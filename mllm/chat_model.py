@@ -56,8 +56,11 @@ class ChatModel:
         """
         if not (Path(folder) / "config.json").is_file():
             raise ValueError(f"There is no multimodal LLM at {folder}; make one with python -m mllm.assemble.")
-        return cls(LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32),
-                   AutoProcessor.from_pretrained(folder), max_new_tokens)
+        return cls(
+            LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32),
+            AutoProcessor.from_pretrained(folder),
+            max_new_tokens,
+        )
 
     def chat(self, messages: Sequence[Message], images: Sequence[Image.Image | str | Path] = ()) -> str:
         """The whole answer, greedy."""
@@ -79,8 +82,12 @@ class ChatModel:
         def work() -> None:
             try:
                 with torch.inference_mode():
-                    self.model.generate(**inputs, **self._settings(), streamer=streamer,
-                                        stopping_criteria=StoppingCriteriaList([_Stopped(stop)]))
+                    self.model.generate(
+                        **inputs,
+                        **self._settings(),
+                        streamer=streamer,
+                        stopping_criteria=StoppingCriteriaList([_Stopped(stop)]),
+                    )
             except RuntimeError as error:
                 failed.append(error)
                 streamer.end()
@@ -96,15 +103,23 @@ class ChatModel:
             thread.join()
 
     def _settings(self) -> dict:
-        return {"max_new_tokens": self.max_new_tokens, "do_sample": False, "eos_token_id": self._end_ids(),
-                "pad_token_id": self._pad_id()}
+        return {
+            "max_new_tokens": self.max_new_tokens,
+            "do_sample": False,
+            "eos_token_id": self._end_ids(),
+            "pad_token_id": self._pad_id(),
+        }
 
     def _end_ids(self) -> list[int]:
         """eos, and the token that ends a turn in the chat template: the last one of a rendered answer."""
         rendered = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], return_dict=True,
-            return_assistant_tokens_mask=True)
-        trained = [token for token, mask in zip(rendered["input_ids"], rendered["assistant_masks"], strict=True) if mask]
+            [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+        )
+        trained = [
+            token for token, mask in zip(rendered["input_ids"], rendered["assistant_masks"], strict=True) if mask
+        ]
         return sorted({self.tokenizer.eos_token_id, trained[-1]})
 
     def _pad_id(self) -> int:
@@ -121,8 +136,11 @@ class ChatModel:
             if not turns or turns[-1]["from"] != "user" or not turns[-1]["value"].replace(IMAGE, "").strip():
                 raise ValueError("The question is empty; end the messages with a user message that asks something.")
             row = {"id": "chat", "conversations": turns, **({"image": [""] * len(loaded)} if loaded else {})}
-            rows.append(encode_conversation(row, self.tokenizer, "chat", self.num_image_tokens,
-                                            add_generation_prompt=True)["input_ids"])
+            rows.append(
+                encode_conversation(row, self.tokenizer, "chat", self.num_image_tokens, add_generation_prompt=True)[
+                    "input_ids"
+                ]
+            )
             pictures += loaded
         longest = max(map(len, rows))
         input_ids = torch.full((len(rows), longest), self._pad_id())

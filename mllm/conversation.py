@@ -1,9 +1,9 @@
 """LLaVA rows -> ids and labels: the one function that training, chat and evaluation build their prompts with.
 
-Decisions for odd rows (all tested): a row may hold no image, one or several; an `image` key without placeholder puts the
-picture in front of the first human turn; more placeholders than images, or the reverse otherwise, is an error; a row that
-begins with the assistant loses that turn; a trailing human turn is dropped in training; over-long rows lose whole trailing
-exchanges, never part of a picture; a row that is left without trained tokens is refused by id.
+Decisions for odd rows (all tested): a row may hold no image, one or several; an `image` key without placeholder puts
+the picture in front of the first human turn; any other difference between the numbers of placeholders and images is an
+error; a row that begins with the assistant loses that turn; a trailing human turn is dropped in training; over-long rows
+lose whole trailing exchanges, never part of a picture; a row that is left without trained tokens is refused by id.
 """
 
 from transformers import PreTrainedTokenizerBase
@@ -56,19 +56,26 @@ def encode_conversation(
     turns = _turns(row, name, keep_question=add_generation_prompt)
     image_token_id = image_token(tokenizer)
     if template == "chat" and image_token_id == len(tokenizer):
-        raise ValueError(f"The chat template needs a tokenizer with the special token {IMAGE}; add it, or use vicuna_v1.")
+        raise ValueError(
+            f"The chat template needs a tokenizer with the special token {IMAGE}; add it, or use vicuna_v1."
+        )
     while True:
         if template == "chat":
             ids, labels = _encode_chat(turns, tokenizer, image_token_id, num_image_tokens, add_generation_prompt, name)
         else:
-            pieces = (_vicuna(turns, tokenizer, add_generation_prompt) if template == "vicuna_v1"
-                      else _plain(turns, add_generation_prompt))
+            pieces = (
+                _vicuna(turns, tokenizer, add_generation_prompt)
+                if template == "vicuna_v1"
+                else _plain(turns, add_generation_prompt)
+            )
             ids, labels = _encode_pieces(pieces, tokenizer, image_token_id, num_image_tokens)
         if max_length is None or len(ids) <= max_length:
             break
         if len(turns) <= 2:
-            raise ConversationError(f"Row {name} has {len(ids)} tokens with its first exchange alone and max_length is "
-                                    f"{max_length}; raise max_length or shorten the row.")
+            raise ConversationError(
+                f"Row {name} has {len(ids)} tokens with its first exchange alone and max_length is "
+                f"{max_length}; raise max_length or shorten the row."
+            )
         turns = turns[:-1] if add_generation_prompt and turns[-1][0] == "assistant" else turns[:-2]
     if not add_generation_prompt and all(label == IGNORED for label in labels):
         raise ConversationError(f"Row {name} has no token to train on; give it an answer.")
@@ -93,7 +100,9 @@ def _turns(row: dict, name: str, keep_question: bool) -> list[tuple[str, str]]:
     for turn in row.get("conversations") or []:
         role = ROLES.get(turn.get("from"))
         if role is None:
-            raise ConversationError(f"Row {name} has a turn from {turn.get('from')!r}; speakers are human, gpt and system.")
+            raise ConversationError(
+                f"Row {name} has a turn from {turn.get('from')!r}; speakers are human, gpt and system."
+            )
         if not isinstance(turn.get("value"), str) or (role == "assistant" and not turn["value"]):
             raise ConversationError(f"Row {name} has an empty turn; give every turn a text.")
         turns.append((role, turn["value"]))
@@ -114,14 +123,19 @@ def _turns(row: dict, name: str, keep_question: bool) -> list[tuple[str, str]]:
         first = next(index for index, (role, _) in enumerate(turns) if role == "user")
         turns[first] = ("user", f"{IMAGE}\n" * images + turns[first][1])
         return turns
-    if images == 1 and all(role == "user" for role, text in turns if IMAGE in text) and \
-            sum(IMAGE in text for _, text in turns) == 1:
+    if (
+        images == 1
+        and all(role == "user" for role, text in turns if IMAGE in text)
+        and sum(IMAGE in text for _, text in turns) == 1
+    ):
         return turns  # several placeholders in one turn for one picture: LLaVA keeps one, see _one_image
-    raise ConversationError(f"Row {name} has {placeholders} {IMAGE} placeholders and {images} pictures; make them equal.")
+    raise ConversationError(
+        f"Row {name} has {placeholders} {IMAGE} placeholders and {images} pictures; make them equal."
+    )
 
 
 def _one_image(text: str) -> str:
-    """LLaVA's rule for a turn with one picture: the placeholder moves to the start of the turn, on a line of its own."""
+    """LLaVA's rule for a turn with one picture: the placeholder moves to the start, on a line of its own."""
     if IMAGE not in text:
         return text
     return f"{IMAGE}\n{text.replace(IMAGE, '').strip()}".strip()
@@ -149,8 +163,9 @@ def _plain(turns: list[tuple[str, str]], generate: bool) -> list[Piece]:
     return pieces if generate else [*pieces, (f"{answers[0]}\n", True)]
 
 
-def _encode_pieces(pieces: list[Piece], tokenizer: PreTrainedTokenizerBase, image_token_id: int,
-                   num_image_tokens: int) -> tuple[list[int], list[int]]:
+def _encode_pieces(
+    pieces: list[Piece], tokenizer: PreTrainedTokenizerBase, image_token_id: int, num_image_tokens: int
+) -> tuple[list[int], list[int]]:
     """Tokenises the text before, between and after pictures as separate pieces, as LLaVA does.
 
     A token is trained on when it overlaps a trained stretch of characters; nothing is tokenised twice.
@@ -177,11 +192,22 @@ def _encode_pieces(pieces: list[Piece], tokenizer: PreTrainedTokenizerBase, imag
     return ids, labels
 
 
-def _encode_chat(turns: list[tuple[str, str]], tokenizer: PreTrainedTokenizerBase, image_token_id: int,
-                 num_image_tokens: int, generate: bool, name: str) -> tuple[list[int], list[int]]:
+def _encode_chat(
+    turns: list[tuple[str, str]],
+    tokenizer: PreTrainedTokenizerBase,
+    image_token_id: int,
+    num_image_tokens: int,
+    generate: bool,
+    name: str,
+) -> tuple[list[int], list[int]]:
     messages = [{"role": role, "content": text} for role, text in turns]
-    encoded = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True,
-                                            return_assistant_tokens_mask=not generate, add_generation_prompt=generate)
+    encoded = tokenizer.apply_chat_template(
+        messages,
+        tokenize=True,
+        return_dict=True,
+        return_assistant_tokens_mask=not generate,
+        add_generation_prompt=generate,
+    )
     masks = [0] * len(encoded["input_ids"]) if generate else encoded["assistant_masks"]
     if encoded["input_ids"].count(image_token_id) != sum(text.count(IMAGE) for _, text in turns):
         raise ConversationError(f"Row {name}: the chat template does not render {IMAGE} as one token.")

@@ -30,8 +30,11 @@ def load_rows(path: str | Path) -> list[dict]:
         raise RowsError(f"There is no data file at {path}.")
     try:
         text = path.read_text(encoding="utf-8")
-        rows = [json.loads(line) for line in text.splitlines() if line.strip()] if path.suffix == ".jsonl" \
+        rows = (
+            [json.loads(line) for line in text.splitlines() if line.strip()]
+            if path.suffix == ".jsonl"
             else json.loads(text)
+        )
     except json.JSONDecodeError as error:
         raise RowsError(f"{path} is not valid JSON at line {error.lineno}: {error.msg}.") from error
     for number, row in enumerate(rows):
@@ -49,8 +52,9 @@ def load_picture(name: str, root: str | Path, row_id: object) -> Image.Image:
 
 
 @torch.no_grad()
-def cache_image_tokens(rows: list[dict], root: str | Path, tower: Callable[[list[Image.Image]], Tensor],
-                       batch_size: int = 128) -> dict[str, Tensor]:
+def cache_image_tokens(
+    rows: list[dict], root: str | Path, tower: Callable[[list[Image.Image]], Tensor], batch_size: int = 128
+) -> dict[str, Tensor]:
     """Runs the frozen tower once on every distinct picture: name -> float16 [num_patches, hidden_size]."""
     names = list(dict.fromkeys(name for row in rows for name in images_of(row)))
     tokens: dict[str, Tensor] = {}
@@ -67,9 +71,18 @@ class Conversations(Dataset):
     An image is the frozen tower's tokens [num_patches, hidden_size] where `tokens` is given, else pixel_values.
     """
 
-    def __init__(self, rows: list[dict], tokenizer: PreTrainedTokenizerBase, *, template: str, num_image_tokens: int,
-                 max_length: int | None, root: str | Path, tokens: dict[str, Tensor] | None = None,
-                 to_pixels: Callable[[list[Image.Image]], Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        rows: list[dict],
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        template: str,
+        num_image_tokens: int,
+        max_length: int | None,
+        root: str | Path,
+        tokens: dict[str, Tensor] | None = None,
+        to_pixels: Callable[[list[Image.Image]], Tensor] | None = None,
+    ) -> None:
         self.rows, self.tokenizer, self.template = rows, tokenizer, template
         self.num_image_tokens, self.max_length, self.root = num_image_tokens, max_length, root
         self.tokens, self.to_pixels = tokens, to_pixels
@@ -83,10 +96,17 @@ class Conversations(Dataset):
         if self.tokens is not None:
             images = [self.tokens[name].float() for name in images_of(row)]
         else:
-            images = list(self.to_pixels([load_picture(name, self.root, row.get("id")) for name in images_of(row)])) \
-                if images_of(row) else []
-        return {"input_ids": encoded["input_ids"], "labels": encoded["labels"], "images": images,
-                "key": str(row.get("id", index))}
+            images = (
+                list(self.to_pixels([load_picture(name, self.root, row.get("id")) for name in images_of(row)]))
+                if images_of(row)
+                else []
+            )
+        return {
+            "input_ids": encoded["input_ids"],
+            "labels": encoded["labels"],
+            "images": images,
+            "key": str(row.get("id", index)),
+        }
 
 
 class ConversationCollator:
@@ -110,5 +130,10 @@ class ConversationCollator:
             attention_mask[index, :length] = 1
         images = [image for row in samples for image in row["images"]]
         stacked = torch.stack(images) if images else torch.zeros(1, *self.dummy_shape)
-        return {"input_ids": input_ids, "labels": labels, "attention_mask": attention_mask, "images": stacked,
-                "keys": [row["key"] for row in samples]}
+        return {
+            "input_ids": input_ids,
+            "labels": labels,
+            "attention_mask": attention_mask,
+            "images": stacked,
+            "keys": [row["key"] for row in samples],
+        }

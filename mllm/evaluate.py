@@ -1,6 +1,6 @@
 """Question answering by kind, exact match: python -m mllm.evaluate --model runs/mllm --data q.json --images images
 
-Beside it: the majority answer of each kind in `--train` rows, and (`--shuffle`) the same model shown the wrong pictures.
+Beside it: the majority answer of each kind in `--train` rows, and (`--shuffle`) the model shown the wrong pictures.
 """
 
 import argparse
@@ -40,8 +40,10 @@ def score(rows: list[dict], answers: list[str]) -> dict:
         right = answer.strip().lower() == row["conversations"][1]["value"].strip().lower()
         hits[row.get("kind", "all")].append(right)
     every = [hit for group in hits.values() for hit in group]
-    return {"all": share(sum(every), len(every)),
-            "kinds": {kind: share(sum(group), len(group)) for kind, group in sorted(hits.items())}}
+    return {
+        "all": share(sum(every), len(every)),
+        "kinds": {kind: share(sum(group), len(group)) for kind, group in sorted(hits.items())},
+    }
 
 
 def majority_answers(rows: list[dict], train: list[dict]) -> list[str]:
@@ -49,7 +51,9 @@ def majority_answers(rows: list[dict], train: list[dict]) -> list[str]:
     counts: dict[str, Counter] = defaultdict(Counter)
     for row in train:
         counts[row.get("kind", "all")][row["conversations"][1]["value"]] += 1
-    return [counts[row.get("kind", "all")].most_common(1)[0][0] if counts[row.get("kind", "all")] else "" for row in rows]
+    return [
+        counts[row.get("kind", "all")].most_common(1)[0][0] if counts[row.get("kind", "all")] else "" for row in rows
+    ]
 
 
 def main(argv: list[str]) -> None:

@@ -1,7 +1,7 @@
 """Trains a multimodal LLM on LLaVA rows: python -m mllm.train mllm/recipes/tiny_align.yaml [key=value ...]
 
-Stage 1 (`trainable: [connector]`) and stage 2 (`trainable: [connector, llm, head]`) are recipes. `init_from` is a folder
-of mllm.assemble or of an earlier stage; the result in `output_dir` is another such folder.
+Stage 1 (`trainable: [connector]`) and stage 2 (`trainable: [connector, llm, head]`) are recipes. `init_from` is a
+folder of mllm.assemble or of an earlier stage; the result in `output_dir` is another such folder.
 """
 
 from dataclasses import dataclass, field
@@ -54,15 +54,28 @@ def main(argv: list[str]) -> None:
     if recipe.cache_tokens:
         tokens = cache_image_tokens(rows, recipe.images, lambda pictures: tower(to_pixels(pictures)))
         dummy_shape = (num_image_tokens, vision.hidden_size)
-    dataset = Conversations(rows, processor.tokenizer, template=recipe.template, num_image_tokens=num_image_tokens,
-                            max_length=recipe.max_length, root=recipe.images, tokens=tokens, to_pixels=to_pixels)
+    dataset = Conversations(
+        rows,
+        processor.tokenizer,
+        template=recipe.template,
+        num_image_tokens=num_image_tokens,
+        max_length=recipe.max_length,
+        root=recipe.images,
+        tokens=tokens,
+        to_pixels=to_pixels,
+    )
 
     def export(folder: Path) -> None:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
 
-    run_training(MultimodalObjective(model, cached=recipe.cache_tokens), dataset, recipe,
-                 collate=ConversationCollator(processor.tokenizer.pad_token_id, dummy_shape), export=export)
+    run_training(
+        MultimodalObjective(model, cached=recipe.cache_tokens),
+        dataset,
+        recipe,
+        collate=ConversationCollator(processor.tokenizer.pad_token_id, dummy_shape),
+        export=export,
+    )
 
 
 if __name__ == "__main__":

@@ -48,21 +48,32 @@ def main(argv: list[str]) -> None:
     recipe = load_recipe(LanguageRecipe, argv)
     torch.manual_seed(recipe.trainer.get("seed", 42))
     tokenizer = load_tokenizer(recipe.tokenizer)
-    model = LlamaForCausalLM(LlamaConfig(
-        vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id, **recipe.llama))
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            **recipe.llama,
+        )
+    )
 
     def collate(samples: list[dict]) -> dict:
         input_ids, mask = tokenize_captions(tokenizer, [row["text"] for row in samples], recipe.max_length)
-        return {"input_ids": input_ids, "labels": input_ids.masked_fill(mask == 0, IGNORED), "attention_mask": mask,
-                "keys": [row["key"] for row in samples]}
+        return {
+            "input_ids": input_ids,
+            "labels": input_ids.masked_fill(mask == 0, IGNORED),
+            "attention_mask": mask,
+            "keys": [row["key"] for row in samples],
+        }
 
     def export(folder: Path) -> None:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
-    run_training(LanguageObjective(model.model, model.lm_head), Lines(recipe.corpus), recipe, collate=collate,
-                 export=export)
+    run_training(
+        LanguageObjective(model.model, model.lm_head), Lines(recipe.corpus), recipe, collate=collate, export=export
+    )
 
 
 if __name__ == "__main__":

@@ -10,8 +10,11 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 
 def checkpoints(output_dir: str | Path) -> list[Path]:
     """The complete checkpoint folders of a run, oldest first."""
-    found = [(int(match[1]), path) for path in Path(output_dir).glob("checkpoint-*")
-             if (match := _NAME.fullmatch(path.name)) and (path / MARKER).is_file()]
+    found = [
+        (int(match[1]), path)
+        for path in Path(output_dir).glob("checkpoint-*")
+        if (match := _NAME.fullmatch(path.name)) and (path / MARKER).is_file()
+    ]
     return [path for _, path in sorted(found)]
 
 

@@ -19,7 +19,9 @@ class RecipeError(ValueError):
 class Recipe:
     """Keys that every recipe has."""
 
-    output_dir: str = field(default=REQUIRED, metadata={"help": "folder for checkpoints, logs, samples and the exported model"})
+    output_dir: str = field(
+        default=REQUIRED, metadata={"help": "folder for checkpoints, logs, samples and the exported model"}
+    )
     trainer: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "passed unchanged to transformers.TrainingArguments"}
     )
@@ -50,10 +52,14 @@ def load_recipe(schema: type[T], argv: list[str]) -> T:
         raise RecipeError(f"There is no recipe at {path}; name a .yaml file first, then key=value overrides.")
     for override in overrides:
         if "=" not in override:
-            raise RecipeError(f"The override {override!r} has no '='; write it as key=value, for instance dry_run=true.")
+            raise RecipeError(
+                f"The override {override!r} has no '='; write it as key=value, for instance dry_run=true."
+            )
     config = OmegaConf.structured(schema)
-    for source, read in ((str(path), lambda: OmegaConf.load(path)),
-                         ("the command line", lambda: OmegaConf.from_dotlist(overrides))):
+    for source, read in (
+        (str(path), lambda: OmegaConf.load(path)),
+        ("the command line", lambda: OmegaConf.from_dotlist(overrides)),
+    ):
         try:
             config = OmegaConf.merge(config, read())
         except OmegaConfBaseException as error:
@@ -63,7 +69,9 @@ def load_recipe(schema: type[T], argv: list[str]) -> T:
     try:
         return OmegaConf.to_object(config)
     except MissingMandatoryValue as error:
-        raise RecipeError(f"{path}: the key {error.full_key!r} has no value; set it in the file or as key=value.") from error
+        raise RecipeError(
+            f"{path}: the key {error.full_key!r} has no value; set it in the file or as key=value."
+        ) from error
     except OmegaConfBaseException as error:
         raise RecipeError(_sentence(error, str(path), schema)) from error
 

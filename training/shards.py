@@ -61,7 +61,9 @@ class TarShards:
                         previous = key
                     self._samples[-1][1][extension.lower()] = (number, member.offset_data, member.size)
         except tarfile.TarError as error:
-            raise ShardError(f"{path} is not a readable tar file ({error}); copy or prepare this shard again.") from error
+            raise ShardError(
+                f"{path} is not a readable tar file ({error}); copy or prepare this shard again."
+            ) from error
 
     def __len__(self) -> int:
         return len(self._samples)

@@ -1,4 +1,4 @@
-"""The one training loop: `transformers.Trainer` with named losses, averaged weights, exact resume and sample pictures."""
+"""The one training loop: `transformers.Trainer` with named losses, averaged weights, exact resume and samples."""
 
 import json
 import os
@@ -36,8 +36,9 @@ class Trainer(transformers.Trainer):
     when a loss is not finite. Checkpoints hold the trainable parameters and the averaged weights, nothing frozen.
     """
 
-    def __init__(self, *args: Any, ema: EMA | None = None, keep: int | None = None, sampler: Sampler | None = None,
-                 **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, ema: EMA | None = None, keep: int | None = None, sampler: Sampler | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.sampler = sampler
         self.model_accepts_loss_kwargs = False
@@ -52,15 +53,22 @@ class Trainer(transformers.Trainer):
 
     # --- losses -------------------------------------------------------------------------------------------------
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False,
-                     num_items_in_batch: Tensor | None = None) -> Tensor:
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
+    ) -> Tensor:
         self._keys = inputs.pop("keys", [])
         outputs = model(**inputs)
         terms = {"total": outputs["loss"].detach(), **outputs["losses"]}
         bad = [name for name, value in terms.items() if not torch.isfinite(value).all()]
         if bad:
-            raise NonFiniteError(f"Step {self.state.global_step + 1}: {', '.join(bad)} is not finite "
-                                 f"(samples {', '.join(map(str, self._keys[:8])) or 'unnamed'}).")
+            raise NonFiniteError(
+                f"Step {self.state.global_step + 1}: {', '.join(bad)} is not finite "
+                f"(samples {', '.join(map(str, self._keys[:8])) or 'unnamed'})."
+            )
         for name, value in outputs["losses"].items():
             self._terms[name] = self._terms.get(name, 0.0) + value.float()
         self._term_count += 1
@@ -69,8 +77,10 @@ class Trainer(transformers.Trainer):
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
         norm = super()._clip_grad_norm(model)
         if norm is not None and not torch.isfinite(torch.as_tensor(norm)):
-            raise NonFiniteError(f"Step {self.state.global_step + 1}: the gradient is not finite "
-                                 f"(samples {', '.join(map(str, self._keys[:8])) or 'unnamed'}).")
+            raise NonFiniteError(
+                f"Step {self.state.global_step + 1}: the gradient is not finite "
+                f"(samples {', '.join(map(str, self._keys[:8])) or 'unnamed'})."
+            )
         return norm
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -94,16 +104,21 @@ class Trainer(transformers.Trainer):
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         state = self.model.state_dict() if state_dict is None else state_dict
-        save_file({name: state[name].detach().contiguous() for name in self._trainable()}, folder / WEIGHTS_FILE,
-                  metadata={"format": "pt"})
+        save_file(
+            {name: state[name].detach().contiguous() for name in self._trainable()},
+            folder / WEIGHTS_FILE,
+            metadata={"format": "pt"},
+        )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         state = load_file(Path(resume_from_checkpoint) / WEIGHTS_FILE)
         names = self._trainable()
         if set(state) != set(names):
             odd = sorted(set(state) ^ set(names))[0]
-            raise ValueError(f"{resume_from_checkpoint} does not belong to this recipe: the parameter {odd!r} is on one "
-                             "side only; choose another output_dir or restore the recipe.")
+            raise ValueError(
+                f"{resume_from_checkpoint} does not belong to this recipe: the parameter {odd!r} is on one "
+                "side only; choose another output_dir or restore the recipe."
+            )
         with torch.no_grad():
             parameters = dict((self.model if model is None else model).named_parameters())
             for name in names:
@@ -153,8 +168,9 @@ class _Pictures(TrainerCallback):
     def __init__(self, trainer_ema: EMA | None, sample: Callable[[], Image.Image] | None, every: int) -> None:
         self.ema, self.sample, self.every = trainer_ema, sample, every
 
-    def on_step_end(self, args: TrainingArguments, state: Any, control: Any, model: nn.Module = None,
-                    **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: Any, control: Any, model: nn.Module = None, **kwargs: Any
+    ) -> None:
         last = state.global_step == state.max_steps
         if state.is_world_process_zero and (last or (self.every and state.global_step % self.every == 0)):
             folder = Path(args.output_dir)
@@ -173,11 +189,16 @@ class _Pictures(TrainerCallback):
                 picture.save(folder / "samples" / f"step-{state.global_step:06d}.png")
 
 
-def run_training(objective: nn.Module, dataset: Dataset, recipe: Recipe, *,
-                 collate: Callable[[list[Any]], dict[str, Any]],
-                 export: Callable[[Path], None],
-                 sample_pictures: Callable[[], Image.Image] | None = None,
-                 sampler: Callable[[int], Sampler] | None = None) -> None:
+def run_training(
+    objective: nn.Module,
+    dataset: Dataset,
+    recipe: Recipe,
+    *,
+    collate: Callable[[list[Any]], dict[str, Any]],
+    export: Callable[[Path], None],
+    sample_pictures: Callable[[], Image.Image] | None = None,
+    sampler: Callable[[int], Sampler] | None = None,
+) -> None:
     """Trains `objective` on a map-style `dataset` by `recipe`; resumes by itself; exports into `output_dir`.
 
     Args:
@@ -189,7 +210,7 @@ def run_training(objective: nn.Module, dataset: Dataset, recipe: Recipe, *,
 
     Raises:
         NonFiniteError: a loss or gradient is not finite.
-        ValueError: a prefix in `trainable` matches no parameter, or a checkpoint of another recipe lies in `output_dir`.
+        ValueError: a prefix in `trainable` matches no parameter, or output_dir holds another recipe's checkpoint.
     """
     output_dir = Path(recipe.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -206,9 +227,16 @@ def run_training(objective: nn.Module, dataset: Dataset, recipe: Recipe, *,
     callbacks.append(_Pictures(ema, sample, recipe.sample_steps))
     keep = arguments.save_total_limit
     arguments.save_total_limit = None
-    trainer = Trainer(model=objective, args=arguments, train_dataset=dataset, data_collator=collate,
-                      callbacks=callbacks, ema=ema, keep=keep,
-                      sampler=None if sampler is None else sampler(arguments.world_size))
+    trainer = Trainer(
+        model=objective,
+        args=arguments,
+        train_dataset=dataset,
+        data_collator=collate,
+        callbacks=callbacks,
+        ema=ema,
+        keep=keep,
+        sampler=None if sampler is None else sampler(arguments.world_size),
+    )
     if trainer.is_world_process_zero():
         discard_incomplete(output_dir)
     trainer.accelerator.wait_for_everyone()
@@ -230,8 +258,15 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
     fixed = {"output_dir": recipe.output_dir, "remove_unused_columns": False, "logging_nan_inf_filter": False}
     for key in fixed.keys() & recipe.trainer.keys():
         raise ValueError(f"trainer.{key} is set by the trainer itself; remove it from the recipe.")
-    settings = {"report_to": "none", "logging_steps": 10, "save_strategy": "steps", "save_steps": 200,
-                "save_total_limit": 1, **recipe.trainer, **fixed}
+    settings = {
+        "report_to": "none",
+        "logging_steps": 10,
+        "save_strategy": "steps",
+        "save_steps": 200,
+        "save_total_limit": 1,
+        **recipe.trainer,
+        **fixed,
+    }
     if settings.get("deepspeed") and "RANK" not in os.environ:
         # DeepSpeed started without a launcher looks for MPI; one process needs none.
         with socket.socket() as probe:
@@ -257,8 +292,9 @@ def set_trainable(objective: nn.Module, prefixes: list[str]) -> None:
         value.requires_grad_(name.startswith(tuple(prefixes)))
 
 
-def dry_run(objective: nn.Module, dataset: Dataset, arguments: TrainingArguments,
-            collate: Callable[[list[Any]], dict[str, Any]]) -> str:
+def dry_run(
+    objective: nn.Module, dataset: Dataset, arguments: TrainingArguments, collate: Callable[[list[Any]], dict[str, Any]]
+) -> str:
     """Trainable parameters, the first batch's shapes and an estimate from one measured step, as text."""
     batch = collate([dataset[index] for index in range(min(arguments.per_device_train_batch_size, len(dataset)))])
     keys = batch.pop("keys", [])
@@ -268,8 +304,9 @@ def dry_run(objective: nn.Module, dataset: Dataset, arguments: TrainingArguments
     objective(**batch)["loss"].backward()
     seconds = time.perf_counter() - start
     lines = [f"parameters: {learning:,} learn, {frozen:,} frozen", f"samples: {len(dataset):,}, first {keys[:4]}"]
-    lines += [f"batch {name}: {list(value.shape)} {value.dtype}" for name, value in batch.items()
-              if isinstance(value, Tensor)]
+    lines += [
+        f"batch {name}: {list(value.shape)} {value.dtype}" for name, value in batch.items() if isinstance(value, Tensor)
+    ]
     lines.append(f"one forward and backward on the CPU: {seconds:.2f} s")
     if arguments.max_steps > 0:
         lines.append(f"estimate for {arguments.max_steps} steps: {seconds * arguments.max_steps / 60:.1f} minutes")

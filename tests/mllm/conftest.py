@@ -9,8 +9,13 @@ from encoder.train_tokenizer import train_tokenizer
 from encoder.vae import tiny_vae
 from mllm.assemble import assemble
 
-SENTENCES = ["what color is the circle? red", "is there a blue square? yes", "a small red circle left of a large blue star",
-             "how many objects are there? two", "where is the cross? top left"]
+SENTENCES = [
+    "what color is the circle? red",
+    "is there a blue square? yes",
+    "a small red circle left of a large blue star",
+    "how many objects are there? two",
+    "where is the cross? top left",
+]
 
 
 @pytest.fixture(scope="session")
@@ -22,8 +27,10 @@ def family(tmp_path_factory):
     vocab_size = train_tokenizer(root / "corpus.txt", root / "tokenizer", 330)
     small = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
     config = OpenVision3PreTrainingConfig(
-        encoder={"image_size": 32, **small}, decoder=dict(small),
-        text={"vocab_size": vocab_size, "projection_dim": 32, **small})
+        encoder={"image_size": 32, **small},
+        decoder=dict(small),
+        text={"vocab_size": vocab_size, "projection_dim": 32, **small},
+    )
     model = OpenVision3ForPreTraining(config)
     OpenVision3Autoencoder.from_pretraining(model, tiny_vae()).save_pretrained(root / "autoencoder")
     llama = LlamaForCausalLM(LlamaConfig(vocab_size=vocab_size, pad_token_id=0, max_position_embeddings=128, **small))

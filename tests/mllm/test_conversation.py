@@ -77,14 +77,20 @@ def test_odd_rows(chat):
     assert encode_conversation(first, chat, "chat", 2) == text_only
 
 
-@pytest.mark.parametrize(("row", "words"), [
-    (_row("what?", ""), "r1 has an empty turn"),
-    (_row("a literal <image>?", "yes", image=None), "1 <image> placeholders and 0 pictures"),
-    (_row("<image> <image> <image>", "yes", image=["a", "b"]), "3 <image> placeholders and 2 pictures"),
-    ({"id": "r1", "conversations": [{"from": "human", "value": "a"}, {"from": "human", "value": "b"}]}, "alternate"),
-    ({"id": "r1", "conversations": [{"from": "robot", "value": "a"}]}, "robot"),
-    (_row("what?", image=None), "no question with an answer"),
-])
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (_row("what?", ""), "r1 has an empty turn"),
+        (_row("a literal <image>?", "yes", image=None), "1 <image> placeholders and 0 pictures"),
+        (_row("<image> <image> <image>", "yes", image=["a", "b"]), "3 <image> placeholders and 2 pictures"),
+        (
+            {"id": "r1", "conversations": [{"from": "human", "value": "a"}, {"from": "human", "value": "b"}]},
+            "alternate",
+        ),
+        ({"id": "r1", "conversations": [{"from": "robot", "value": "a"}]}, "robot"),
+        (_row("what?", image=None), "no question with an answer"),
+    ],
+)
 def test_unusable_rows_are_refused_by_id(chat, row, words):
     with pytest.raises(ConversationError, match=f"Row r1.*{words}|{words}"):
         encode_conversation(row, chat, "chat", 2)

@@ -32,8 +32,11 @@ def test_streamed_pieces_are_the_answer(model, pictures):
 
 
 def test_left_padded_batches_answer_as_one_by_one(model, pictures):
-    requests = [(QUESTION, pictures[:1]), ([{"role": "user", "content": "is there a star?"}], []),
-                ([{"role": "user", "content": "<image> or <image>?"}], pictures[1:])]
+    requests = [
+        (QUESTION, pictures[:1]),
+        ([{"role": "user", "content": "is there a star?"}], []),
+        ([{"role": "user", "content": "<image> or <image>?"}], pictures[1:]),
+    ]
     assert model.batch(requests) == [model.chat(*request) for request in requests]
 
 
@@ -69,7 +72,9 @@ def test_closing_the_stream_stops_the_computation(family, pictures):
     assert len(steps) < 50
 
 
-@pytest.mark.parametrize("messages", [[], [{"role": "user", "content": "  "}], [{"role": "user", "content": "<image>"}]])
+@pytest.mark.parametrize(
+    "messages", [[], [{"role": "user", "content": "  "}], [{"role": "user", "content": "<image>"}]]
+)
 def test_an_empty_question_is_refused(model, messages):
     with pytest.raises(ValueError, match="question is empty"):
         model.chat(messages)
@@ -82,8 +87,18 @@ def test_a_missing_folder_is_named(tmp_path):
 
 def test_an_llm_with_scaled_logits_is_refused_by_name(family, tmp_path):
     torch.manual_seed(0)
-    llm = CohereForCausalLM(CohereConfig(vocab_size=400, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
-                                         num_attention_heads=2, num_key_value_heads=2, pad_token_id=0, logit_scale=0.1))
+    llm = CohereForCausalLM(
+        CohereConfig(
+            vocab_size=400,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            pad_token_id=0,
+            logit_scale=0.1,
+        )
+    )
     llm.save_pretrained(tmp_path / "cohere")
     for file in (family / "tokenizer").glob("tokenizer*"):
         (tmp_path / "cohere" / file.name).write_bytes(file.read_bytes())
@@ -108,11 +123,24 @@ def test_loss_on_trained_positions_equals_the_full_loss(family):
 
 
 def _rows(family, tmp_path):
-    rows = [{"id": f"r{index}", "image": f"{index % 2}.png", "kind": "color", "conversations": [
-        {"from": "human", "value": "<image>\nwhat color is the circle?"},
-        {"from": "gpt", "value": ("red", "blue")[index % 2]}]} for index in range(6)]
-    rows.append({"id": "text", "conversations": [{"from": "human", "value": "is there a blue square?"},
-                                                 {"from": "gpt", "value": "yes"}]})
+    rows = [
+        {
+            "id": f"r{index}",
+            "image": f"{index % 2}.png",
+            "kind": "color",
+            "conversations": [
+                {"from": "human", "value": "<image>\nwhat color is the circle?"},
+                {"from": "gpt", "value": ("red", "blue")[index % 2]},
+            ],
+        }
+        for index in range(6)
+    ]
+    rows.append(
+        {
+            "id": "text",
+            "conversations": [{"from": "human", "value": "is there a blue square?"}, {"from": "gpt", "value": "yes"}],
+        }
+    )
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     for index, color in enumerate(("red", "blue")):
         Image.new("RGB", (32, 32), color).save(tmp_path / f"{index}.png")
@@ -121,9 +149,20 @@ def _rows(family, tmp_path):
 
 def _train(family, tmp_path, name, *overrides):
     (tmp_path / "recipe.yaml").write_text("trainer: {use_cpu: true}\n")
-    train([str(tmp_path / "recipe.yaml"), f"output_dir={tmp_path / name}", f"data={_rows(family, tmp_path)}",
-           f"images={tmp_path}", f"init_from={family / 'mllm'}", "trainer.max_steps=4", "trainer.learning_rate=0.01",
-           "trainer.per_device_train_batch_size=4", "trainer.disable_tqdm=true", *overrides])
+    train(
+        [
+            str(tmp_path / "recipe.yaml"),
+            f"output_dir={tmp_path / name}",
+            f"data={_rows(family, tmp_path)}",
+            f"images={tmp_path}",
+            f"init_from={family / 'mllm'}",
+            "trainer.max_steps=4",
+            "trainer.learning_rate=0.01",
+            "trainer.per_device_train_batch_size=4",
+            "trainer.disable_tqdm=true",
+            *overrides,
+        ]
+    )
     return LlavaForConditionalGeneration.from_pretrained(tmp_path / name).state_dict()
 
 

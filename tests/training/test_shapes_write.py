@@ -57,8 +57,11 @@ def test_captions_parse_back_and_hold(folder):
 
 def test_a_caption_of_another_scene_does_not_hold():
     scenes = [scene_at("train", index) for index in range(60)]
-    wrong = [facts_hold(caption_facts(captions(first)[0]), second) for first, second in zip(scenes, scenes[1:], strict=False)
-             if first.description != second.description]
+    wrong = [
+        facts_hold(caption_facts(captions(first)[0]), second)
+        for first, second in zip(scenes, scenes[1:], strict=False)
+        if first.description != second.description
+    ]
     assert sum(wrong) <= 0.1 * len(wrong)
 
 

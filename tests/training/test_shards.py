@@ -9,8 +9,10 @@ from training.shards import ShardError, TarShards, sample_rng, write_shards
 
 
 def _samples(count):
-    return [{"__key__": f"{index:04d}", "txt": f"text {index}".encode(), "png": bytes([index]) * index}
-            for index in range(count)]
+    return [
+        {"__key__": f"{index:04d}", "txt": f"text {index}".encode(), "png": bytes([index]) * index}
+        for index in range(count)
+    ]
 
 
 def test_written_samples_are_read_back_in_order_across_shards(tmp_path):

@@ -151,9 +151,9 @@ class ShapesChecker:
                 verdicts.append(ObjectCheck(False, False, False, False, False))
                 continue
             near = np.hypot(seen.x - obj.x, seen.y - obj.y) <= POSITION_TOLERANCE
-            verdicts.append(ObjectCheck(
-                True, seen.shape == obj.shape, seen.color == obj.color, seen.size == obj.size, bool(near)
-            ))
+            verdicts.append(
+                ObjectCheck(True, seen.shape == obj.shape, seen.color == obj.color, seen.size == obj.size, bool(near))
+            )
         return Check(tuple(verdicts), extra=max(0, len(found) - len(scene.objects)))
 
     def check_facts(self, image: np.ndarray, facts: CaptionFacts) -> bool:
@@ -225,7 +225,7 @@ class ShapesChecker:
         color = min(COLORS, key=lambda name: float(_hue_distance(mean_hue, COLORS[name])))
         if _hue_distance(mean_hue, COLORS[color]) > HUE_TOLERANCE:
             return None
-        # How much of each pixel is object: its place on the line from the background's colour to the object's. Brightness
+        # How much of each pixel is object: its place between the background's colour and the object's. Brightness
         # takes part in it, so that outlines stay sharp where chroma is smeared, as by JPEG.
         near = ndimage.binary_dilation(mask, iterations=3) & ~others
         around = ndimage.binary_dilation(near, iterations=3) & ~near & ~others
@@ -246,9 +246,14 @@ class ShapesChecker:
         """Each object's counterpart: the pairing with least distance, attributes breaking near ties."""
         if not found:
             return {}
-        cost = np.array([
-            [np.hypot(f.x - o.x, f.y - o.y) + 0.1 * (f.color != o.color) + 0.05 * (f.shape != o.shape) for f in found]
-            for o in objects
-        ])
+        cost = np.array(
+            [
+                [
+                    np.hypot(f.x - o.x, f.y - o.y) + 0.1 * (f.color != o.color) + 0.05 * (f.shape != o.shape)
+                    for f in found
+                ]
+                for o in objects
+            ]
+        )
         rows, columns = linear_sum_assignment(cost)
         return {int(row): found[column] for row, column in zip(rows, columns, strict=True)}

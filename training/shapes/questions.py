@@ -9,8 +9,16 @@ from training.shapes.scene import COLORS, COUNT_MIX, HELD_OUT_PAIRS, SHAPES, Obj
 from training.shapes.text import NUMBERS, caption_facts, captions, facts_hold, noun, with_article
 
 KINDS = (
-    "color", "shape", "size", "count", "where", "relation",
-    "exists", "match_random", "match_absent", "match_swapped",
+    "color",
+    "shape",
+    "size",
+    "count",
+    "where",
+    "relation",
+    "exists",
+    "match_random",
+    "match_absent",
+    "match_swapped",
 )
 YES_NO_KINDS = KINDS[6:]
 

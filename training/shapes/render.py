@@ -33,10 +33,12 @@ def _crescent() -> np.ndarray:
     inner_angle = math.acos((cross_x - shift) / inner_radius)
     outer = np.linspace(outer_angle, 2 * np.pi - outer_angle, 40)
     inner = np.linspace(2 * np.pi - inner_angle, inner_angle, 30)
-    return np.concatenate([
-        np.stack([np.cos(outer), np.sin(outer)], axis=1),
-        np.stack([shift + inner_radius * np.cos(inner), inner_radius * np.sin(inner)], axis=1),
-    ])
+    return np.concatenate(
+        [
+            np.stack([np.cos(outer), np.sin(outer)], axis=1),
+            np.stack([shift + inner_radius * np.cos(inner), inner_radius * np.sin(inner)], axis=1),
+        ]
+    )
 
 
 def _area_centroid(polygon: np.ndarray) -> np.ndarray:

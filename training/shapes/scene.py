@@ -141,9 +141,18 @@ def _try_objects(rng: np.random.Generator, pairs: list[tuple[str, str]]) -> tupl
         size = list(SIZES)[rng.integers(2)]
         radius = float(rng.uniform(*SIZES[size]))
         x, y = _sample_position(rng, radius)
-        objects.append(Object(
-            shape, color, size, x, y, radius, float(rng.uniform(0, 360)), float(rng.uniform(-HUE_JITTER, HUE_JITTER))
-        ))
+        objects.append(
+            Object(
+                shape,
+                color,
+                size,
+                x,
+                y,
+                radius,
+                float(rng.uniform(0, 360)),
+                float(rng.uniform(-HUE_JITTER, HUE_JITTER)),
+            )
+        )
     for one, other in combinations(objects, 2):
         if math.hypot(one.x - other.x, one.y - other.y) < one.radius + other.radius + GAP:
             return None

@@ -44,7 +44,7 @@ def _listed(items: list[str]) -> str:
 
 
 def captions(scene: Scene) -> list[str]:
-    """Every wording for the scene, from the barest to the fullest; all true. The last one names every captioned factor."""
+    """Every wording for the scene, from the barest to the fullest; all true. The last names every captioned factor."""
     plain = [with_article(noun(obj, size=False)) for obj in scene.objects]
     sized = [with_article(noun(obj, size=True)) for obj in scene.objects]
     placed = [f"{words} at the {obj.place}" for words, obj in zip(sized, scene.objects, strict=True)]
@@ -129,7 +129,9 @@ def facts_hold(facts: CaptionFacts, scene: Scene) -> bool:
 
 def _fits(facts: CaptionFacts, scene: Scene, chosen: list[int]) -> bool:
     if len(chosen) == len(facts.objects):
-        return all(relation(scene.objects[chosen[a]], scene.objects[chosen[b]]) == word for a, word, b in facts.relations)
+        return all(
+            relation(scene.objects[chosen[a]], scene.objects[chosen[b]]) == word for a, word, b in facts.relations
+        )
     wanted = facts.objects[len(chosen)]
     return any(
         _fits(facts, scene, [*chosen, index])

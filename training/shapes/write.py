@@ -57,8 +57,14 @@ def question_rows(split: Split, count: int, seed: int) -> list[dict]:
     for index in range(count):
         for number, question in enumerate(questions(scene_at(split, index, seed))):
             turns = [{"from": "human", "value": f"<image>\n{question.text}"}, {"from": "gpt", "value": question.answer}]
-            rows.append({"id": f"{index:08d}-{number}", "image": f"{index:08d}.png", "conversations": turns,
-                         "kind": question.kind})
+            rows.append(
+                {
+                    "id": f"{index:08d}-{number}",
+                    "image": f"{index:08d}.png",
+                    "conversations": turns,
+                    "kind": question.kind,
+                }
+            )
     return rows
 
 
@@ -71,8 +77,9 @@ def corpus_lines(split: Split, count: int, seed: int) -> Iterator[str]:
             yield f"{question.text} {question.answer}"
 
 
-def write(out: Path, split: Split, count: int, size: int, seed: int = 0, question_images: int = 0,
-          corpus: int = 0) -> None:
+def write(
+    out: Path, split: Split, count: int, size: int, seed: int = 0, question_images: int = 0, corpus: int = 0
+) -> None:
     """Writes one split below `out/split`; see the module's text."""
     folder = out / split
     write_shards(folder / "shards", _samples(split, count, size, seed))
