@@ -2,7 +2,7 @@
 
 Decisions for odd rows (all tested): a row may hold no image, one or several; an `image` key without placeholder puts
 the picture in front of the first human turn; any other difference between the numbers of placeholders and images is an
-error; a row that begins with the assistant loses that turn; a trailing human turn is dropped in training; over-long rows
+error; a row that begins with the assistant loses that turn; a trailing human turn is dropped in training; long rows
 lose whole trailing exchanges, never part of a picture; a row that is left without trained tokens is refused by id.
 """
 
