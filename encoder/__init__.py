@@ -7,14 +7,14 @@ from encoder.model import OpenVision3Config, OpenVision3Model
 from encoder.pretraining import OpenVision3ForPreTraining, OpenVision3PreTrainingConfig
 from encoder.text import OpenVision3TextConfig, TextEncoder
 
-for config, model in (
+for _config, _model in (
     (OpenVision3Config, OpenVision3Model),
     (OpenVision3TextConfig, TextEncoder),
     (OpenVision3PreTrainingConfig, OpenVision3ForPreTraining),
     (OpenVision3AutoencoderConfig, OpenVision3Autoencoder),
 ):
-    AutoConfig.register(config.model_type, config)
-    AutoModel.register(config, model)
+    AutoConfig.register(_config.model_type, _config)
+    AutoModel.register(_config, _model)
 
 __all__ = [
     "OpenVision3Autoencoder",

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from transformers import PretrainedConfig, PreTrainedModel
 
 from encoder.decoder import LatentDecoder
+from encoder.layers import StrictLoading
 from encoder.model import OpenVision3Config, OpenVision3Model
 from encoder.pretraining import OpenVision3ForPreTraining
 from encoder.text import CaptionDecoder, OpenVision3TextConfig, TextEncoder
@@ -33,7 +34,7 @@ class OpenVision3AutoencoderConfig(PretrainedConfig):
         super().__init__(**kwargs)
 
 
-class OpenVision3Autoencoder(PreTrainedModel):
+class OpenVision3Autoencoder(StrictLoading, PreTrainedModel):
     """Encoder, latent decoder, VAE and, where they were trained, both text towers. Everything is frozen.
 
     `encode` returns and `decode` takes raw image_tokens [batch, num_patches, hidden_size].
@@ -58,10 +59,14 @@ class OpenVision3Autoencoder(PreTrainedModel):
             self.text_encoder = TextEncoder(text)
             self.caption_decoder = CaptionDecoder(text, encoder.hidden_size)
         self.post_init()
-        self.requires_grad_(False).eval()
+        self.eval()
 
     def _init_weights(self, module: nn.Module) -> None:
         """Weights come from training; each part has initialised itself."""
+
+    def train(self, mode: bool = True) -> "OpenVision3Autoencoder":
+        """Stays frozen and in eval mode whatever is asked: consumers train around it, and decoding adds no noise."""
+        return super().train(False).requires_grad_(False)
 
     @classmethod
     def from_pretraining(cls, model: OpenVision3ForPreTraining, vae: AutoencoderKL) -> "OpenVision3Autoencoder":

@@ -1,4 +1,6 @@
-"""The pre-norm transformer block that the encoder, the latent decoder and both text towers share."""
+"""What the encoder, the latent decoder and both text towers share: the block, its first weights, strict loading."""
+
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -55,3 +57,29 @@ def init_weights(module: nn.Module) -> None:
     elif isinstance(module, nn.LayerNorm) and module.elementwise_affine:
         nn.init.ones_(module.weight)
         nn.init.zeros_(module.bias)
+
+
+class StrictLoading:
+    """Comes before `PreTrainedModel` among the bases: transformers only warns of weights it lacks or cannot place."""
+
+    @classmethod
+    def from_pretrained(cls, folder: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Self:
+        """As in transformers.
+
+        Raises:
+            ValueError: the folder's weights are not exactly those of this class and config.
+        """
+        kwargs["ignore_mismatched_sizes"] = True  # for the sentence below instead of transformers' table
+        model, report = super().from_pretrained(folder, *args, output_loading_info=True, **kwargs)
+        for kind, problem in (
+            ("missing_keys", "is not in the file"),
+            ("unexpected_keys", "does not belong to the model"),
+            ("mismatched_keys", "has another shape than the config says"),
+        ):
+            if report[kind]:
+                first = sorted(str(key[0] if isinstance(key, tuple) else key) for key in report[kind])[0]
+                raise ValueError(
+                    f"The weights in {folder} do not fit {cls.__name__}: {first} {problem} "
+                    f"({len(report[kind])} such); load the folder with the class that wrote it."
+                )
+        return (model, report) if output_loading_info else model

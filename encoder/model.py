@@ -1,13 +1,17 @@
 """The unified encoder: frozen VAE latents -> ViT -> tokens that serve understanding and generation alike."""
 
+import inspect
+from pathlib import Path
+
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel, initialization
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from encoder.layers import LAYER_NORM_EPS, Block, init_weights
+from encoder import open_clip
+from encoder.layers import LAYER_NORM_EPS, Block, StrictLoading, init_weights
 from encoder.positions import sincos_positions
 from encoder.vae import DOWNSAMPLING, encode
 
@@ -51,6 +55,12 @@ class OpenVision3Config(PretrainedConfig):
     ) -> None:
         if patch_size % DOWNSAMPLING:
             raise ValueError(f"patch_size is {patch_size} pixels and must be a multiple of the VAE's {DOWNSAMPLING}.")
+        if image_size % patch_size:
+            raise ValueError(f"image_size is {image_size} pixels and must be a multiple of patch_size, {patch_size}.")
+        if hidden_size % num_attention_heads:
+            raise ValueError(
+                f"hidden_size is {hidden_size} and must be a multiple of num_attention_heads, {num_attention_heads}."
+            )
         self.image_size = image_size
         self.patch_size = patch_size
         self.latent_channels = latent_channels
@@ -70,6 +80,8 @@ class OpenVision3Config(PretrainedConfig):
         """The config of a named size: "tiny", "base" or "large"."""
         if name not in PRESETS:
             raise ValueError(f"There is no encoder preset {name!r}; choose one of {', '.join(PRESETS)}.")
+        if unknown := sorted(overrides.keys() - inspect.signature(cls.__init__).parameters.keys()):
+            raise ValueError(f"{unknown[0]} is not a setting of OpenVision3Config; see its docstring.")
         return cls(**{**PRESETS[name], **overrides})
 
     @property
@@ -78,7 +90,7 @@ class OpenVision3Config(PretrainedConfig):
         return self.patch_size // DOWNSAMPLING
 
 
-class OpenVision3Model(PreTrainedModel):
+class OpenVision3Model(StrictLoading, PreTrainedModel):
     """The encoder. Tokens are `last_hidden_state`, the pooled contrastive vector is `pooler_output`."""
 
     config_class = OpenVision3Config
@@ -103,11 +115,7 @@ class OpenVision3Model(PreTrainedModel):
         )
         self.ln_post = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.proj = nn.Parameter(torch.empty(width, config.projection_dim))
-        self.vae = None
-        if config.vae_config is not None:
-            self.vae = AutoencoderKL.from_config(config.vae_config)
-            self.vae.decoder = self.vae.post_quant_conv = None
-            self.vae.requires_grad_(False).eval()
+        self.vae = None if config.vae_config is None else _encoder_half(config.vae_config)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -117,25 +125,46 @@ class OpenVision3Model(PreTrainedModel):
             nn.init.kaiming_uniform_(module.patch_embedding.weight, a=5**0.5)
             if module.config.position_table:
                 side = module.config.image_size // module.config.patch_size
-                with torch.no_grad():
-                    module.position_embedding.zero_()
-                    module.position_embedding[1:] = sincos_positions(side, side, module.config.hidden_size)
+                table = F.pad(sincos_positions(side, side, module.config.hidden_size), (0, 0, 1, 0))
+                # transformers calls this after loading too; only its own functions spare what was loaded.
+                initialization.copy_(module.position_embedding, table)
         elif isinstance(module, nn.Linear | nn.LayerNorm):
             init_weights(module)
 
     def attach_vae(self, vae: AutoencoderKL) -> "OpenVision3Model":
         """Takes the encoder half of `vae` in, frozen, so that the model accepts pixel_values and is saved with it."""
-        self.config.vae_config = dict(vae.config)
-        self.vae = AutoencoderKL.from_config(self.config.vae_config)
-        self.vae.load_state_dict(vae.state_dict())
-        self.vae.decoder = self.vae.post_quant_conv = None
-        self.vae.requires_grad_(False).eval()
+        if vae.config.latent_channels != self.config.latent_channels:
+            raise ValueError(
+                f"The VAE has {vae.config.latent_channels} latent_channels and the encoder takes "
+                f"{self.config.latent_channels}; give it the VAE it was trained on."
+            )
+        self.config.vae_config = {key: value for key, value in vae.config.items() if not key.startswith("_")}
+        self.vae = _encoder_half(self.config.vae_config)
+        own = self.vae.state_dict()
+        self.vae.load_state_dict({key: value for key, value in vae.state_dict().items() if key in own})
+        self.vae.to(self.class_embedding)
         return self
+
+    @classmethod
+    def from_open_clip(cls, path_or_hub_id: str | Path, vae: AutoencoderKL | None = None) -> "OpenVision3Model":
+        """Reads a released checkpoint (open_clip_config.json and its weights), strictly; `vae` is attached if given."""
+        config, state = open_clip.read(path_or_hub_id)
+        model = cls(OpenVision3Config(**config)).eval()
+        model.load_state_dict(state)
+        return model if vae is None else model.attach_vae(vae)
+
+    def save_open_clip(self, folder: str | Path) -> None:
+        """Writes open_clip_config.json and open_clip_pytorch_model.bin as released; a VAE inside is not part of them."""
+        state = {name: value for name, value in self.state_dict().items() if not name.startswith("vae.")}
+        if not self.config.position_table:
+            side = self.config.image_size // self.config.patch_size
+            state["position_embedding"] = self.positions(side, side)
+        open_clip.write(folder, self.config, state)
 
     def train(self, mode: bool = True) -> "OpenVision3Model":
         super().train(mode)
-        if self.vae is not None:
-            self.vae.eval()
+        if self.vae is not None:  # transformers turns gradients on for all that it loads, then calls eval()
+            self.vae.requires_grad_(False).eval()
         return self
 
     def positions(self, height: int, width: int) -> Tensor:
@@ -153,7 +182,7 @@ class OpenVision3Model(PreTrainedModel):
         if (height, width) == (side, side):
             return self.position_embedding
         own = torch.cat([zero, sincos_positions(side, side, size).to(zero)])
-        if (self.position_embedding - own).abs().max() > POSITION_TOLERANCE:
+        if not (self.position_embedding - own).abs().max() <= POSITION_TOLERANCE:
             raise ValueError(
                 f"This checkpoint's learned positions fit a {side} x {side} grid only, not {height} x {width};"
                 f" give it pictures of {self.config.image_size} x {self.config.image_size} pixels."
@@ -170,7 +199,10 @@ class OpenVision3Model(PreTrainedModel):
         return encode(self.vae, pixel_values)
 
     def pool(self, image_tokens: Tensor) -> Tensor:
-        """image_tokens [batch, num_patches, hidden_size] -> pooled [batch, projection_dim], not normalised."""
+        """image_tokens [batch, num_patches, hidden_size] -> pooled [batch, projection_dim], not normalised.
+
+        The tokens are those of a model without `normalize_tokens`, whose LayerNorm the pooled vector never sees.
+        """
         pooled = image_tokens.mean(dim=1)
         if self.config.final_ln_after_pool:
             pooled = self.ln_post(pooled)
@@ -227,3 +259,10 @@ class OpenVision3Model(PreTrainedModel):
         return BaseModelOutputWithPooling(
             last_hidden_state=image_tokens, pooler_output=pooled, hidden_states=(image_tokens,)
         )
+
+
+def _encoder_half(vae_config: dict) -> AutoencoderKL:
+    """A frozen VAE without what only decoding needs; its weights are still to be loaded."""
+    vae = AutoencoderKL.from_config(vae_config)
+    vae.decoder = vae.post_quant_conv = None
+    return vae.requires_grad_(False).eval()

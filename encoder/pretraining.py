@@ -11,6 +11,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from encoder.decoder import DECODER_PRESETS, LatentDecoder
+from encoder.layers import StrictLoading
 from encoder.losses import caption_loss, contrastive_loss
 from encoder.model import OpenVision3Config, OpenVision3Model
 from encoder.text import TEXT_PRESETS, CaptionDecoder, OpenVision3TextConfig, TextEncoder
@@ -89,7 +90,7 @@ class PreTrainingOutput(ModelOutput):
     image_tokens: Tensor | None = None
 
 
-class OpenVision3ForPreTraining(PreTrainedModel):
+class OpenVision3ForPreTraining(StrictLoading, PreTrainedModel):
     """The encoder with latent decoder, text encoder and caption decoder."""
 
     config_class = OpenVision3PreTrainingConfig

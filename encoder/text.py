@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from encoder.layers import LAYER_NORM_EPS, Block, init_weights
+from encoder.layers import LAYER_NORM_EPS, Block, StrictLoading, init_weights
 
 # Base and large are OpenVision's text towers beside a vision tower of that size; tiny is ours.
 TEXT_PRESETS = {
@@ -48,7 +48,7 @@ class OpenVision3TextConfig(PretrainedConfig):
         super().__init__(**kwargs)
 
 
-class TextEncoder(PreTrainedModel):
+class TextEncoder(StrictLoading, PreTrainedModel):
     """Text -> states for a generator and one pooled vector for contrast. No causal mask; padding is not attended to."""
 
     config_class = OpenVision3TextConfig

@@ -25,7 +25,6 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 
 from encoder import OpenVision3Autoencoder, OpenVision3AutoencoderConfig, OpenVision3Config
 from mllm.conversation import IMAGE, image_token
-from training.cli import run_cli
 
 # Stock Llava puts a bias-free linear head on the LLM; an LLM that does more there must give the same logits anyway.
 LOGIT_TOLERANCE = 1e-4
@@ -161,4 +160,6 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    from training.cli import run_cli  # here, since demo.assemble uses this module without training
+
     run_cli(main)

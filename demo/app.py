@@ -1,0 +1,163 @@
+"""The demo: chat about pictures, draw from text, reconstruct. python -m demo.app, then open the printed address.
+
+Everything runs on this machine, on the CPU, offline; the page is served to 127.0.0.1 only.
+"""
+
+import argparse
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import gradio as gr  # noqa: E402  reads the variables above when imported
+import torch  # noqa: E402
+from PIL import Image  # noqa: E402
+
+from demo.assemble import assembled  # noqa: E402
+from demo.family import CHECKPOINTS  # noqa: E402
+from demo.outside import Outside  # noqa: E402
+from encoder import OpenVision3Autoencoder  # noqa: E402
+from encoder.images import load_image, to_pil, to_pixel_values  # noqa: E402
+from encoder.metrics import psnr  # noqa: E402
+from generator import OpenVision3Pipeline  # noqa: E402
+from generator.flow import picture_generators  # noqa: E402
+from mllm import ChatModel  # noqa: E402
+
+MAX_DRAWINGS = 8
+ABOUT = """One frozen encoder, two uses. This small family knows a world of coloured shapes: ask it about their colour,
+shape, size, number and place, or have it draw up to four of them."""
+OUTSIDE = "This picture is unlike the ones this small family was trained on, so expect nonsense about it."
+
+
+@dataclass
+class Family:
+    """The loaded models, and what is outside their world."""
+
+    autoencoder: OpenVision3Autoencoder
+    chat: ChatModel
+    pipeline: OpenVision3Pipeline
+    outside: Outside
+
+    @classmethod
+    def load(cls, checkpoints: Path = CHECKPOINTS) -> "Family":
+        folder = assembled(checkpoints)
+        pipeline = OpenVision3Pipeline.from_pretrained(folder / "generator")
+        pipeline.set_progress_bar_config(disable=True)
+        return cls(pipeline.autoencoder, ChatModel.from_pretrained(folder / "mllm"), pipeline, Outside.load(checkpoints))
+
+    def tokens(self, image: Image.Image) -> torch.Tensor:
+        """image_tokens [1, num_patches, hidden_size] of a picture, at the family's own size."""
+        return self.autoencoder.encode(to_pixel_values([image], self.autoencoder.image_size))
+
+    def note(self, image: Image.Image) -> str:
+        """A warning where the picture is outside the family's world, else nothing."""
+        distance = self.outside.distance(self.autoencoder.pool(self.tokens(image)))
+        return OUTSIDE if distance.item() > self.outside.threshold else ""
+
+    def answer(self, question: str, image: Image.Image | None) -> Iterator[str]:
+        """The answer so far, growing. Every question stands alone: that is what the small LLM was trained on."""
+        text = ""
+        for piece in self.chat.stream([{"role": "user", "content": question}], [] if image is None else [image]):
+            text += piece
+            yield text
+
+    def draw(self, prompt: str, count: int, seed: int, steps: int, guidance: float) -> list[Image.Image]:
+        if not prompt.strip():
+            raise ValueError("The prompt is empty: say what to draw, for example 'a large red circle'.")
+        generators = picture_generators(int(seed), range(int(count)))
+        return self.pipeline([prompt.strip().lower()] * int(count), int(steps), float(guidance), generators).images
+
+    def reconstruct(self, image: Image.Image) -> tuple[Image.Image, Image.Image, str]:
+        """The picture at the family's size, its reconstruction, and how close they are."""
+        pixel_values = to_pixel_values([image], self.autoencoder.image_size)
+        decoded = self.autoencoder.decode(self.autoencoder.encode(pixel_values))
+        text = f"{psnr(decoded.clamp(-1, 1), pixel_values).item():.1f} dB PSNR. {self.note(image)}"
+        return to_pil(pixel_values)[0], to_pil(decoded)[0], text
+
+
+def _sentence(call, *args):
+    """Runs a call; a user's error becomes a message on the page."""
+    try:
+        return call(*args)
+    except ValueError as error:
+        raise gr.Error(str(error), print_exception=False) from error
+
+
+def build_app(family: Family) -> gr.Blocks:
+    """The page. User text is shown as text, never as HTML or Markdown."""
+
+    def show(path: str) -> tuple[Image.Image, str]:
+        image = _sentence(load_image, path)
+        return image, family.note(image)
+
+    def ask(question: str, image: Image.Image | None, history: list[dict]) -> Iterator[tuple[list[dict], str]]:
+        if not question.strip():
+            raise gr.Error("The question is empty: ask something about the picture.", print_exception=False)
+        history = [*history, {"role": "user", "content": question}]
+        for text in family.answer(question.strip(), image):
+            yield [*history, {"role": "assistant", "content": text}], ""
+
+    def redraw(prompt: str, count: int, seed: int, steps: int, guidance: float) -> list[Image.Image]:
+        return _sentence(family.draw, prompt, count, seed, steps, guidance)
+
+    def reconstruct(path: str) -> tuple[Image.Image, Image.Image, str]:
+        return family.reconstruct(_sentence(load_image, path))
+
+    with gr.Blocks(title="OpenVision 3") as app:
+        gr.Markdown(f"# OpenVision 3\n{ABOUT}")
+        with gr.Tab("Chat"):
+            with gr.Row():
+                with gr.Column(scale=1):
+                    picture = gr.Image(label="Picture", type="pil", interactive=False, elem_id="chat-picture")
+                    upload = gr.UploadButton("Choose a picture", file_types=["image"], elem_id="chat-upload")
+                    note = gr.Textbox(show_label=False, interactive=False, elem_id="chat-note", container=False)
+                with gr.Column(scale=2):
+                    log = gr.Chatbot(label="Chat", render_markdown=False, elem_id="chat-log", height=380)
+                    question = gr.Textbox(label="Question", placeholder="what color is the circle?",
+                                          elem_id="chat-question")  # fmt: skip
+                    with gr.Row():
+                        send = gr.Button("Ask", variant="primary", elem_id="chat-send")
+                        stop = gr.Button("Stop", elem_id="chat-stop")
+            upload.upload(show, upload, [picture, note])
+            asked = [trigger(ask, [question, picture, log], [log, question]) for trigger in (send.click, question.submit)]
+            stop.click(None, cancels=asked)
+        with gr.Tab("Draw"):
+            prompt = gr.Textbox(label="What to draw", placeholder="a small red circle left of a large blue square",
+                                elem_id="draw-prompt")  # fmt: skip
+            with gr.Row():
+                count = gr.Slider(1, MAX_DRAWINGS, value=4, step=1, label="Drawings", elem_id="draw-count")
+                seed = gr.Number(value=0, precision=0, minimum=0, label="Seed", elem_id="draw-seed")
+                steps = gr.Slider(5, 100, value=25, step=1, label="Steps")
+                guidance = gr.Slider(1, 8, value=3, step=0.5, label="Guidance")
+            draw = gr.Button("Draw", variant="primary", elem_id="draw-send")
+            gallery = gr.Gallery(label="Drawings", columns=4, format="png", elem_id="draw-gallery")
+            for trigger in (draw.click, prompt.submit):
+                trigger(redraw, [prompt, count, seed, steps, guidance], gallery)
+        with gr.Tab("Reconstruct"):
+            choose = gr.UploadButton("Choose a picture", file_types=["image"], elem_id="reconstruct-upload")
+            with gr.Row():
+                before = gr.Image(label="As the encoder sees it", type="pil", interactive=False)
+                after = gr.Image(label="From its tokens alone", type="pil", interactive=False, elem_id="reconstructed")
+            close = gr.Textbox(show_label=False, interactive=False, elem_id="reconstruct-note", container=False)
+            choose.upload(reconstruct, choose, [before, after, close])
+    return app
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m demo.app", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--port", type=int, default=7860, help="where the page is served, on 127.0.0.1")
+    parser.add_argument("--checkpoints", type=Path, default=CHECKPOINTS, help="family in the layout of demo.export")
+    args = parser.parse_args(argv)
+    app = build_app(Family.load(args.checkpoints))
+    app.launch(server_name="127.0.0.1", server_port=args.port, share=False, show_error=True)
+
+
+if __name__ == "__main__":
+    from training.cli import run_cli  # here: using the demo's models needs no training
+
+    run_cli(main)
