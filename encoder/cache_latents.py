@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from encoder.data import CACHE_FILE, TEXTS_FILE, ImageTextShards, vae_hash
 from encoder.images import to_pixel_values
-from encoder.vae import encode
+from encoder.vae import encode, load_vae
 from training.cli import run_cli
 
 
@@ -71,7 +71,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--count", type=int, default=None, help="only the first so many pictures")
     args = parser.parse_args(argv)
     shards = ImageTextShards(args.shards, count=args.count)
-    cache_latents(shards, AutoencoderKL.from_pretrained(args.vae), args.image_size, args.out)
+    cache_latents(shards, load_vae(args.vae), args.image_size, args.out)
     print(f"{len(shards)} pictures cached in {args.out}")
 
 

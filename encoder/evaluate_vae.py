@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from encoder.evaluate import masked_psnr
 from encoder.images import to_pil, to_pixel_values
 from encoder.metrics import psnr
-from encoder.vae import decode, encode
+from encoder.vae import decode, encode, load_vae
 from training.cli import run_cli
 from training.shapes import ShapesChecker, foreground, render
 from training.shapes.write import scene_at
@@ -80,7 +80,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--splits", nargs="+", default=["test_iid", "test_combo"])
     parser.add_argument("--count", type=int, default=300, help="pictures a split")
     args = parser.parse_args(argv)
-    vae = AutoencoderKL.from_pretrained(args.vae, torch_dtype=torch.float32).eval()
+    vae = load_vae(args.vae)
     print(
         json.dumps(
             {

@@ -21,7 +21,7 @@ from encoder.images import picture_grid, to_pil
 from encoder.model import PRESETS
 from encoder.pretraining import OpenVision3ForPreTraining, OpenVision3PreTrainingConfig
 from encoder.tokenizer import load_tokenizer, tokenize_captions
-from encoder.vae import decode
+from encoder.vae import decode, load_vae
 from training.cli import run_cli
 from training.recipes import REQUIRED, Recipe, load_recipe
 from training.trainer import run_training
@@ -96,7 +96,7 @@ def main(argv: list[str]) -> None:
     recipe = load_recipe(EncoderRecipe, argv)
     seed = recipe.trainer.get("seed", 42)
     torch.manual_seed(seed)
-    vae = AutoencoderKL.from_pretrained(recipe.vae).eval().requires_grad_(False)
+    vae = load_vae(recipe.vae)
     cache = load_cached(recipe.cache, vae)
     tokenizer = load_tokenizer(recipe.tokenizer)
     model = build_model(recipe, len(tokenizer), cache["pixels"].shape[-1])

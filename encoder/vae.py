@@ -1,5 +1,7 @@
 """The frozen VAE's two directions. The only file that knows the scaling factor."""
 
+from pathlib import Path
+
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
@@ -21,6 +23,17 @@ def tiny_vae() -> AutoencoderKL:
         use_quant_conv=False,
         use_post_quant_conv=False,
     )
+
+
+def load_vae(folder: str | Path) -> AutoencoderKL:
+    """The frozen VAE of a diffusers folder, in float32 whatever the file holds.
+
+    Raises:
+        ValueError: there is no VAE in the folder.
+    """
+    if not (Path(folder) / "config.json").is_file():
+        raise ValueError(f"There is no VAE at {folder}; train one with python -m encoder.train_vae.")
+    return AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32).eval().requires_grad_(False)
 
 
 @torch.no_grad()

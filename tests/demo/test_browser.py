@@ -1,0 +1,148 @@
+"""The real demo in a real browser: 12 questions and 6 drawings, drawn at random from scenes the family never saw."""
+
+import io
+import random
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+from training.shapes import ShapesChecker, caption_facts, captions, questions, render
+from training.shapes.write import scene_at
+
+ROOT = Path(__file__).parent.parent.parent
+QUESTIONS, DRAWINGS = 12, 6
+
+
+@pytest.fixture(scope="module")
+def address():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = subprocess.Popen([sys.executable, "-m", "demo.app", "--port", str(port)], cwd=ROOT)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(240):
+            assert server.poll() is None, "the demo ended"
+            try:
+                urllib.request.urlopen(url, timeout=5)
+                break
+            except OSError:
+                time.sleep(0.5)
+        yield url
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+@pytest.fixture(scope="module")
+def page(address):
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1200, "height": 900})
+        outside = []
+        page.on("request", lambda request: outside.append(request.url) if "127.0.0.1" not in request.url else None)
+        page.goto(address)
+        page.get_by_role("tab", name="Chat").wait_for()
+        yield page
+        browser.close()
+        assert not [url for url in outside if not url.startswith(("data:", "blob:"))], outside
+
+
+@pytest.fixture(scope="module")
+def rng():
+    seed = time.time_ns() % 100_000
+    print(f"seed {seed}")
+    return random.Random(seed)
+
+
+def _upload(page, selector, picture, size):
+    buffer = io.BytesIO()
+    picture.resize((size, size)).save(buffer, "PNG")
+    page.locator(f"{selector} input[type=file], input[type=file]{selector}").first.set_input_files(
+        {"name": "picture.png", "mimeType": "image/png", "buffer": buffer.getvalue()}
+    )
+
+
+def _answers(page):
+    return page.locator("#chat-log [data-testid=bot]").all_inner_texts()
+
+
+def test_most_questions_are_answered_rightly(page, rng):
+    right = 0
+    for _ in range(QUESTIONS):
+        scene = scene_at("val", rng.randrange(100_000))
+        asked = rng.choice(questions(scene))
+        old = page.locator("#chat-picture img").get_attribute("src") if page.locator("#chat-picture img").count() else ""
+        _upload(page, "#chat-upload", render(scene, 64), 64)
+        page.wait_for_function(
+            "old => { const i = document.querySelector('#chat-picture img'); return i && i.src != old }", arg=old
+        )
+        count = len(_answers(page))
+        page.locator("#chat-question textarea").fill(asked.text)
+        page.locator("#chat-send").click()
+        page.wait_for_function(
+            "count => document.querySelectorAll('#chat-log [data-testid=bot]').length > count", arg=count
+        )
+        page.wait_for_function("() => document.querySelector('#chat-question textarea').value == ''")
+        page.wait_for_timeout(700)
+        answer = _answers(page)[-1].strip().lower()
+        print(f"{asked.text!r}: {answer!r}, right is {asked.answer!r}")
+        right += answer == asked.answer.lower()
+    page.screenshot(path="/tmp/openvision3-chat.png")
+    assert right >= 8
+
+
+def test_half_the_drawings_are_right(page, rng):
+    checker, right = ShapesChecker(), 0
+    page.get_by_role("tab", name="Draw").click()
+    page.locator("#draw-count input[type=number]").fill("1")
+    last = None
+    for _ in range(DRAWINGS):
+        index = rng.randrange(100_000)
+        scene = next(scene_at("val", i) for i in range(index, index + 1000) if len(scene_at("val", i).objects) == 1)
+        prompt = rng.choice(captions(scene))
+        page.locator("#draw-prompt textarea").fill(prompt)
+        page.locator("#draw-seed input").fill(str(rng.randrange(1000)))
+        page.locator("#draw-send").click()
+        page.wait_for_function(
+            "last => { const i = document.querySelector('#draw-gallery img'); return i && i.src != last }", arg=last,
+            timeout=60_000,
+        )  # fmt: skip
+        last = page.locator("#draw-gallery img").first.get_attribute("src")
+        data = page.request.get(last).body()
+        drawing = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+        fits = checker.check_facts(drawing, caption_facts(prompt))
+        print(f"{prompt!r}: {'right' if fits else 'wrong'}")
+        right += fits
+    page.screenshot(path="/tmp/openvision3-draw.png")
+    assert right >= 3
+
+
+def test_mistakes_are_told_in_a_sentence(page):
+    page.get_by_role("tab", name="Draw").click()
+    page.locator("#draw-prompt textarea").fill("")
+    page.locator("#draw-send").click()
+    page.get_by_text(re.compile("The prompt is empty")).first.wait_for(timeout=10_000)
+    page.get_by_role("tab", name="Chat").click()
+    page.locator("#chat-upload input[type=file], input[type=file]#chat-upload").first.set_input_files(
+        {"name": "broken.png", "mimeType": "image/png", "buffer": b"this is no picture"}
+    )
+    page.get_by_text(re.compile("cannot be read as a picture")).first.wait_for(timeout=10_000)
+
+
+def test_what_the_user_types_stays_text(page):
+    page.get_by_role("tab", name="Chat").click()
+    page.locator("#chat-question textarea").fill("<img src=x id=injected> what?")
+    page.locator("#chat-send").click()
+    page.get_by_text("<img src=x id=injected>").first.wait_for(timeout=20_000)
+    assert page.locator("#injected").count() == 0
