@@ -46,7 +46,9 @@ class Family:
         folder = assembled(checkpoints)
         pipeline = OpenVision3Pipeline.from_pretrained(folder / "generator")
         pipeline.set_progress_bar_config(disable=True)
-        return cls(pipeline.autoencoder, ChatModel.from_pretrained(folder / "mllm"), pipeline, Outside.load(checkpoints))
+        return cls(
+            pipeline.autoencoder, ChatModel.from_pretrained(folder / "mllm"), pipeline, Outside.load(checkpoints)
+        )
 
     def tokens(self, image: Image.Image) -> torch.Tensor:
         """image_tokens [1, num_patches, hidden_size] of a picture, at the family's own size."""
@@ -122,7 +124,9 @@ def build_app(family: Family) -> gr.Blocks:
                         send = gr.Button("Ask", variant="primary", elem_id="chat-send")
                         stop = gr.Button("Stop", elem_id="chat-stop")
             upload.upload(show, upload, [picture, note])
-            asked = [trigger(ask, [question, picture, log], [log, question]) for trigger in (send.click, question.submit)]
+            asked = [
+                trigger(ask, [question, picture, log], [log, question]) for trigger in (send.click, question.submit)
+            ]
             stop.click(None, cancels=asked)
         with gr.Tab("Draw"):
             prompt = gr.Textbox(label="What to draw", placeholder="a small red circle left of a large blue square",

@@ -51,7 +51,7 @@ def check_lineage(folder: Path) -> None:
     Raises:
         FamilyError: names the part and what it was trained on.
     """
-    for part, name in WEIGHTS.items():
+    for name in WEIGHTS.values():
         if not (folder / name).is_file():
             raise FamilyError(f"The family in {folder} has no {name}; export one with python -m demo.export.")
     for part, parents in LINEAGE.items():
@@ -61,6 +61,6 @@ def check_lineage(folder: Path) -> None:
             found = file_hash(folder / WEIGHTS[parent])
             if trained_on.get(parent) != found:
                 raise FamilyError(
-                    f"{folder / WEIGHTS[part]} was trained on {parent} {trained_on.get(parent)}, not on the one beside it "
-                    f"({found}); export the whole family again with python -m demo.export."
+                    f"{folder / WEIGHTS[part]} was trained on {parent} {trained_on.get(parent)}, not on the one "
+                    f"beside it ({found}); export the whole family again with python -m demo.export."
                 )

@@ -154,7 +154,7 @@ class OpenVision3Model(StrictLoading, PreTrainedModel):
         return model if vae is None else model.attach_vae(vae)
 
     def save_open_clip(self, folder: str | Path) -> None:
-        """Writes open_clip_config.json and open_clip_pytorch_model.bin as released; a VAE inside is not part of them."""
+        """Writes open_clip_config.json and open_clip_pytorch_model.bin as released; a VAE inside is left out."""
         state = {name: value for name, value in self.state_dict().items() if not name.startswith("vae.")}
         if not self.config.position_table:
             side = self.config.image_size // self.config.patch_size

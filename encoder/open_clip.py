@@ -6,6 +6,7 @@ open_clip (UCSC-VLAA/OpenVision, src/convert_upload/open_clip: VisionTransformer
 """
 
 import json
+import math
 import pickle
 from pathlib import Path
 from typing import Any
@@ -45,27 +46,43 @@ KNOWN = {"image_size", "final_ln_after_pool", *SIZES, *FIXED, *WITHOUT_EFFECT}
 
 
 def key_table(num_hidden_layers: int) -> dict[str, str]:
-    """Our name of every weight -> open_clip's."""
+    """Our name of every weight -> open_clip's, in the released order."""
     table = {
         "class_embedding": "class_embedding",
         "position_embedding": "positional_embedding",
         "proj": "proj",
         "patch_embedding.weight": "conv1.weight",
-        "ln_post.weight": "ln_post.weight",
-        "ln_post.bias": "ln_post.bias",
     }
     for index in range(num_hidden_layers):
-        ours, theirs = f"layers.{index}", f"transformer.resblocks.{index}"
-        for kind in ("weight", "bias"):
-            table |= {
-                f"{ours}.norm1.{kind}": f"{theirs}.ln_1.{kind}",
-                f"{ours}.attention.qkv.{kind}": f"{theirs}.attn.in_proj_{kind}",
-                f"{ours}.attention.out.{kind}": f"{theirs}.attn.out_proj.{kind}",
-                f"{ours}.norm2.{kind}": f"{theirs}.ln_2.{kind}",
-                f"{ours}.fc1.{kind}": f"{theirs}.mlp.c_fc.{kind}",
-                f"{ours}.fc2.{kind}": f"{theirs}.mlp.c_proj.{kind}",
-            }
-    return table
+        for ours, theirs in (
+            ("norm1.", "ln_1."),
+            ("attention.qkv.", "attn.in_proj_"),
+            ("attention.out.", "attn.out_proj."),
+            ("norm2.", "ln_2."),
+            ("fc1.", "mlp.c_fc."),
+            ("fc2.", "mlp.c_proj."),
+        ):
+            for kind in ("weight", "bias"):
+                table[f"layers.{index}.{ours}{kind}"] = f"transformer.resblocks.{index}.{theirs}{kind}"
+    return table | {"ln_post.weight": "ln_post.weight", "ln_post.bias": "ln_post.bias"}
+
+
+def shape_of(name: str, config: dict[str, Any]) -> list[int]:
+    """Shape of the weight that we call `name`; config as `read` returns it."""
+    width, inner = config["hidden_size"], config["intermediate_size"]
+    side, patch = config["image_size"] // config["patch_size"], config["patch_size"] // DOWNSAMPLING
+    shapes = {
+        "position_embedding": [1 + side * side, width],
+        "proj": [width, config["projection_dim"]],
+        "patch_embedding.weight": [width, config["latent_channels"], patch, patch],
+        "attention.qkv.weight": [3 * width, width],
+        "attention.qkv.bias": [3 * width],
+        "attention.out.weight": [width, width],
+        "fc1.weight": [inner, width],
+        "fc1.bias": [inner],
+        "fc2.weight": [width, inner],
+    }
+    return shapes.get(name.split(".", 2)[-1] if name.startswith("layers.") else name, [width])
 
 
 def read(path_or_hub_id: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -90,17 +107,11 @@ def read(path_or_hub_id: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]
                 f"The checkpoint {folder} {problem} weight {sorted(odd)[0]} ({len(odd)} such); "
                 f"its {CONFIG_FILE} describes {config['num_hidden_layers']} layers and nothing but the vision tower."
             )
-    width, side = config["hidden_size"], config["image_size"] // config["patch_size"]
-    patch = config["patch_size"] // DOWNSAMPLING
-    for key, shape in (
-        ("conv1.weight", [width, config["latent_channels"], patch, patch]),
-        ("positional_embedding", [1 + side * side, width]),
-        ("proj", [width, config["projection_dim"]]),
-        ("transformer.resblocks.0.mlp.c_fc.weight", [config["intermediate_size"], width]),
-    ):
-        if key in state and list(state[key].shape) != shape:
+    for ours, theirs in table.items():
+        if list(state[theirs].shape) != shape_of(ours, config):
             raise ValueError(
-                f"The checkpoint {folder} has {key} of shape {list(state[key].shape)} and its {CONFIG_FILE} says {shape}."
+                f"The checkpoint {folder} has weight {theirs} of shape {list(state[theirs].shape)} "
+                f"and its {CONFIG_FILE} says {shape_of(ours, config)}."
             )
     return config, {ours: state[theirs] for ours, theirs in table.items()}
 
@@ -141,7 +152,9 @@ def _local_folder(path_or_hub_id: str | Path) -> Path:
 
 def _read_config(file: Path) -> dict[str, Any]:
     if not file.is_file():
-        raise ValueError(f"There is no {file.name} in {file.parent}; a released checkpoint holds it beside its weights.")
+        raise ValueError(
+            f"There is no {file.name} in {file.parent}; a released checkpoint holds it beside its weights."
+        )
     try:
         config = json.loads(file.read_text())
         model = config.get("model_cfg", config)
@@ -182,7 +195,8 @@ def _our_config(theirs: dict[str, Any], file: Path) -> dict[str, Any]:
     sizes = {key: theirs.get(key, default) for key, default in SIZES.items()}
     side = theirs.get("image_size", 224)
     for key, value in {**sizes, "image_size": side, "embed_dim": embed_dim}.items():
-        if not isinstance(value, int | float) or value <= 0:
+        kinds = int | float if key == "mlp_ratio" else int
+        if not isinstance(value, kinds) or isinstance(value, bool) or value <= 0:
             raise ValueError(f"{file} has {key} = {value!r}; it must be a positive number (grids are square).")
     return {
         "image_size": side * DOWNSAMPLING,
@@ -214,5 +228,8 @@ def _their_config(config: PretrainedConfig) -> dict[str, Any]:
         "norm_kwargs": {"eps": LAYER_NORM_EPS},
     }
     if config.intermediate_size != 4 * config.hidden_size:
-        vision["mlp_ratio"] = config.intermediate_size / config.hidden_size
+        ratio = config.intermediate_size / config.hidden_size
+        # open_clip rounds down, and so do we on reading: 29 / 100 * 100 is 28.999...
+        exact = int(config.hidden_size * ratio) == config.intermediate_size
+        vision["mlp_ratio"] = ratio if exact else math.nextafter(ratio, math.inf)
     return {"model_cfg": {"embed_dim": config.projection_dim, "vision_cfg": vision}}

@@ -2,8 +2,8 @@
 
     python -m scripts.tiny [--out runs/tiny] [--scale 1.0]
 
-Each part is a command of this project, printed before it runs, with its log in OUT/logs. Killed and started again, it goes
-on where it was. The VAE is the one that ships (demo/checkpoints/vae); nothing else is read from there.
+Each part is a command of this project, printed before it runs, with its log in OUT/logs. Killed and started again, it
+goes on where it was. The VAE is the one that ships (demo/checkpoints/vae); nothing else is read from there.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,11 +24,15 @@ VAE = Path("demo/checkpoints/vae")
 
 @dataclass(frozen=True)
 class Part:
-    """A command, and the minutes it took where the estimate was measured (2 cores of an AMD EPYC, AVX2)."""
+    """A command, and the minutes it took where the estimate was measured (2 cores of an AMD EPYC, AVX2).
+
+    lane: 0 runs alone on both cores and first; 1 and 2 run beside each other then, a core each.
+    """
 
     name: str
     minutes: float
     command: list[str]
+    lane: int = 0
 
 
 def parts(out: Path, vae: Path, scale: float) -> list[Part]:
@@ -36,7 +41,7 @@ def parts(out: Path, vae: Path, scale: float) -> list[Part]:
 
     def write(split: str, count: int, size: int, *more: str) -> list[str]:
         return ["training.shapes.write", f"--out={data}/{size}", f"--split={split}", f"--count={count}",
-                f"--size={size}", *more]
+                f"--size={size}", *more]  # fmt: skip
 
     def train(module: str, recipe: str, steps: int, *overrides: str) -> list[str]:
         return [module, recipe, f"trainer.max_steps={max(2, round(steps * scale))}", *overrides]
@@ -44,76 +49,104 @@ def parts(out: Path, vae: Path, scale: float) -> list[Part]:
     train_64, corpus = data / "64" / "train", data / "64" / "train" / "corpus.txt"
     questions = [f"data={train_64}/questions.json", f"images={train_64}/images"]
     autoencoder, mllm = out / "encoder" / "autoencoder", out / "mllm"
-    steps = [
+
+    def latents(size: int) -> list[str]:
+        return ["encoder.cache_latents", f"--shards={data}/{size}/train/shards", f"--vae={vae}",
+                f"--image-size={size}", f"--out={out}/cache{size}"]  # fmt: skip
+
+    def ask(split: str) -> list[str]:
+        folder = data / "64" / split
+        return ["mllm.evaluate", f"--model={mllm}", f"--data={folder}/questions.json", f"--images={folder}/images",
+                f"--train={train_64}/questions.json", "--shuffle",
+                f"--out={out}/reports/questions_{split}.json"]  # fmt: skip
+
+    return [
         Part("data", 0.6, write("train", 20000, 64, "--question-images=12000", "--corpus=12000")),
         Part("data 128 px", 0.1, write("train", 512, 128)),
-        *(Part(f"data {split}", 0.1, write(split, 500, 64, "--question-images=250"))
-          for split in ("test_iid", "test_combo")),
+        Part("data test_iid", 0.1, write("test_iid", 500, 64, "--question-images=250")),
+        Part("data test_combo", 0.1, write("test_combo", 500, 64, "--question-images=250")),
         Part("tokenizer", 0.2, ["encoder.train_tokenizer", f"--corpus={corpus}", f"--out={out}/tokenizer"]),
-        *(Part(f"latents {size} px", minutes, ["encoder.cache_latents", f"--shards={data}/{size}/train/shards",
-                                              f"--vae={vae}", f"--image-size={size}", f"--out={out}/cache{size}"])
-          for size, minutes in ((64, 2.0), (128, 0.2))),
-        Part("encoder", 12.0, train("encoder.train", "encoder/recipes/tiny.yaml", 700, f"output_dir={out}/encoder",
+        Part("latents 64 px", 1.1, latents(64)),
+        Part("latents 128 px", 0.2, latents(128)),
+        Part("encoder", 18.0, train("encoder.train", "encoder/recipes/tiny.yaml", 700, f"output_dir={out}/encoder",
                                     f"cache={out}/cache64", f"vae={vae}", f"tokenizer={out}/tokenizer")),
         Part("encoder 128 px, a few steps", 0.7, [
             "encoder.train", "encoder/recipes/tiny_128.yaml", "trainer.max_steps=5", f"output_dir={out}/encoder128",
             f"cache={out}/cache128", f"vae={vae}", f"tokenizer={out}/tokenizer",
-            f"init_from={out}/encoder/pretraining", "trainer.per_device_train_batch_size=32"]),
+            f"init_from={out}/encoder/pretraining", "trainer.per_device_train_batch_size=32"], lane=1),
         Part("encoder, evaluation", 1.0, ["encoder.evaluate", f"--model={autoencoder}", "--image-size=64",
-                                          f"--train={out}/cache64", f"--out={out}/reports/encoder.json"]),
-        Part("language", 1.5, train("mllm.train_language", "mllm/recipes/tiny_language.yaml", 250,
-                                    f"output_dir={out}/llm", f"corpus={corpus}", f"tokenizer={out}/tokenizer")),
+                                          f"--train={out}/cache64", f"--out={out}/reports/encoder.json"], lane=1),
+        Part("language", 2.0, train("mllm.train_language", "mllm/recipes/tiny_language.yaml", 250,
+                                    f"output_dir={out}/llm", f"corpus={corpus}", f"tokenizer={out}/tokenizer"), lane=1),
         Part("assemble", 0.2, ["mllm.assemble", f"--encoder={autoencoder}", f"--llm={out}/llm",
-                               f"--out={out}/assembled"]),
-        Part("align", 1.0, train("mllm.train", "mllm/recipes/tiny_align.yaml", 120, f"output_dir={out}/align",
-                                 f"init_from={out}/assembled", *questions)),
-        Part("tune", 8.0, train("mllm.train", "mllm/recipes/tiny_tune.yaml", 900, f"output_dir={mllm}",
-                                f"init_from={out}/align", *questions)),
-        Part("generator", 26.0, train("generator.train", "generator/recipes/tiny.yaml", 1500,
+                               f"--out={out}/assembled"], lane=1),
+        Part("align", 1.5, train("mllm.train", "mllm/recipes/tiny_align.yaml", 120, f"output_dir={out}/align",
+                                 f"init_from={out}/assembled", *questions), lane=1),
+        Part("tune", 14.0, train("mllm.train", "mllm/recipes/tiny_tune.yaml", 900, f"output_dir={mllm}",
+                                 f"init_from={out}/align", *questions), lane=1),
+        Part("questions test_iid", 0.8, ask("test_iid"), lane=1),
+        Part("questions test_combo", 0.8, ask("test_combo"), lane=1),
+        Part("generator", 32.0, train("generator.train", "generator/recipes/tiny.yaml", 1500,
                                       f"output_dir={out}/generator", f"data=[{out}/cache64]",
-                                      f"autoencoder={autoencoder}")),
-    ]
-    for split in ("test_iid", "test_combo"):
-        folder = data / "64" / split
-        steps.append(Part(f"questions {split}", 0.8, [
-            "mllm.evaluate", f"--model={mllm}", f"--data={folder}/questions.json", f"--images={folder}/images",
-            f"--train={train_64}/questions.json", "--shuffle", f"--out={out}/reports/questions_{split}.json"]))
-    steps.append(Part("drawings", 3.0, [
-        "generator.evaluate", f"--model={out}/generator", "--count=200", "--split", "test_iid", "test_combo",
-        f"--nearest={out}/cache64", f"--out={out}/reports/drawings.json"]))
-    return steps
+                                      f"autoencoder={autoencoder}"), lane=2),
+        Part("drawings", 3.0, [
+            "generator.evaluate", f"--model={out}/generator", "--count=200", "--split", "test_iid", "test_combo",
+            "--categories", "single", "two_with_relation",
+            f"--nearest={out}/cache64", f"--out={out}/reports/drawings.json"], lane=2),
+    ]  # fmt: skip
+
+
+def run_part(part: Part, number: int, out: Path, left: float) -> None:
+    """Runs a part unless its marker says it is done; its output goes to a log of its own.
+
+    Raises:
+        ValueError: the command failed; the sentence holds its last line and names the log.
+    """
+    marker, log = out / "done" / f"{number:02d}.json", out / "logs" / f"{number:02d}.log"
+    if marker.is_file():
+        return
+    print(f"[{number}] {part.name}: about {part.minutes:.1f} min, {left:.0f} min to the end\n"
+          f"    python -m {' '.join(part.command)}", flush=True)  # fmt: skip
+    environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
+    if part.lane:
+        environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 2) // 2))
+    start = time.perf_counter()
+    with open(log, "a", encoding="utf-8") as file:
+        command = [sys.executable, "-m", *part.command]
+        code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment).returncode
+    if code != 0:
+        tail = log.read_text(encoding="utf-8").strip().splitlines()[-1:]
+        raise ValueError(f"The part '{part.name}' ended with code {code}: {' '.join(tail)} (log: {log}).")
+    minutes = (time.perf_counter() - start) / 60
+    marker.write_text(json.dumps({"name": part.name, "minutes": minutes, "lane": part.lane}))
 
 
 def run(out: Path, vae: Path, scale: float) -> None:
     """Runs what is not done yet, then writes the report."""
     if not (vae / "config.json").is_file():
         raise ValueError(f"There is no VAE at {vae}; train one with encoder/recipes/tiny_vae.yaml.")
-    todo, folder = parts(out, vae, scale), out / "done"
+    todo = list(enumerate(parts(out, vae, scale), start=1))
     for name in ("done", "logs", "reports"):
         (out / name).mkdir(parents=True, exist_ok=True)
-    for number, part in enumerate(todo, start=1):
-        marker = folder / f"{number:02d}.json"
-        if marker.is_file():
-            continue
-        left = sum(later.minutes * (scale if later.minutes > 1 else 1) for later in todo[number - 1 :])
-        print(f"[{number}/{len(todo)}] {part.name}: about {part.minutes:.0f} min, {left:.0f} min to the end\n"
-              f"    python -m {' '.join(part.command)}", flush=True)
-        start = time.perf_counter()
-        log = out / "logs" / f"{number:02d}.log"
-        with open(log, "a", encoding="utf-8") as file:
-            code = subprocess.run([sys.executable, "-m", *part.command], stdout=file, stderr=subprocess.STDOUT,
-                                  env={**os.environ, "OMP_WAIT_POLICY": "passive"}).returncode
-        if code != 0:
-            tail = log.read_text(encoding="utf-8").strip().splitlines()[-1:]
-            raise ValueError(f"The part '{part.name}' ended with code {code}: {' '.join(tail)} (log: {log}).")
-        minutes = (time.perf_counter() - start) / 60
-        marker.write_text(json.dumps({"name": part.name, "minutes": minutes}))
+
+    def run_lane(lane: int) -> None:
+        for number, part in todo:
+            if part.lane == lane:
+                later = [other.minutes for at, other in todo if at >= number and other.lane == lane]
+                beside = 0.0 if lane else max(sum(p.minutes for _, p in todo if p.lane == other) for other in (1, 2))
+                run_part(part, number, out, (sum(later) + beside) * scale)
+
+    run_lane(0)
+    with ThreadPoolExecutor(2) as pool:
+        for finished in [pool.submit(run_lane, lane) for lane in (1, 2)]:
+            finished.result()
     print(f"report: {write_report(out)}")
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m scripts.tiny", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.tiny", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/tiny"))
     parser.add_argument("--vae", type=Path, default=VAE, help="folder of the frozen VAE")
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies the steps of every training")

@@ -82,7 +82,9 @@ def test_most_questions_are_answered_rightly(page, rng):
     for _ in range(QUESTIONS):
         scene = scene_at("val", rng.randrange(100_000))
         asked = rng.choice(questions(scene))
-        old = page.locator("#chat-picture img").get_attribute("src") if page.locator("#chat-picture img").count() else ""
+        old = (
+            page.locator("#chat-picture img").get_attribute("src") if page.locator("#chat-picture img").count() else ""
+        )
         _upload(page, "#chat-upload", render(scene, 64), 64)
         page.wait_for_function(
             "old => { const i = document.querySelector('#chat-picture img'); return i && i.src != old }", arg=old
