@@ -1,0 +1,141 @@
+"""Ratios against what a user would use instead, measured side by side in one run: python -m scripts.bench
+
+Both sides run interleaved with the same dtype and threads after a warm-up; the figure is the ratio of medians of 5.
+"""
+
+import argparse
+import io
+import multiprocessing
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from torch.nn import functional as F
+from transformers import ViTConfig, ViTModel
+
+from encoder import OpenVision3Config, OpenVision3ForPreTraining, OpenVision3Model, OpenVision3PreTrainingConfig
+from encoder.data import ImageTextShards
+from encoder.losses import caption_loss
+from encoder.vae import decode, encode
+from training.cli import run_cli
+from training.shapes.write import write
+
+REPEATS = 5
+
+
+def compare(ours: Callable[[], None], theirs: Callable[[], None], device: str) -> tuple[float, float]:
+    """Median seconds of each, interleaved."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for repeat in range(REPEATS + 1):
+        for call, kept in zip((ours, theirs), times, strict=True):
+            start = time.perf_counter()
+            call()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            if repeat:  # the first round warms up
+                kept.append(time.perf_counter() - start)
+    return statistics.median(times[0]), statistics.median(times[1])
+
+
+def encoder_against_vit(device: str, dtype: torch.dtype, batch: int) -> str:
+    """Forward and backward of the base encoder from latents against transformers' ViT-B/16, 256 tokens each."""
+    ours = OpenVision3Model(OpenVision3Config.preset("base")).to(device, dtype)
+    theirs = ViTModel(ViTConfig(image_size=256, hidden_act="gelu"), add_pooling_layer=False).to(device, dtype)
+    latents = torch.randn(batch, 16, 32, 32, device=device, dtype=dtype)
+    pixels = torch.randn(batch, 3, 256, 256, device=device, dtype=dtype)
+    if device == "cuda":
+        ours, theirs = torch.compile(ours), torch.compile(theirs)
+    a, b = compare(lambda: ours(latents=latents).last_hidden_state.mean().backward(),
+                   lambda: theirs(pixels).last_hidden_state.mean().backward(), device)  # fmt: skip
+    return f"encoder base, 256 px, forward+backward: {a:.3f} s, transformers ViT-B/16 {b:.3f} s, speed {b / a:.2f}x"
+
+
+def cached_step(device: str, batch: int) -> str:
+    """A pre-training step with cached latents and pixel_loss_fraction 1/8 against encoding online and all pixels."""
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=16, use_quant_conv=False,
+        use_post_quant_conv=False,
+    ).to(device).eval().requires_grad_(False)  # fmt: skip
+    pixels = torch.rand(batch, 3, 64, 64, device=device) * 2 - 1
+    ids = torch.randint(3, 500, (batch, 24), device=device)
+    mask, latents = torch.ones_like(ids), encode(vae, pixels)
+    model = OpenVision3ForPreTraining(OpenVision3PreTrainingConfig.preset("base", 512, 64)).to(device).train()
+
+    def step(fraction: float, online: bool) -> None:
+        model.config.pixel_loss_fraction = fraction
+        inputs = encode(vae, pixels) if online else latents
+        model(inputs, ids, mask, pixels, lambda z: decode(vae, z)).loss.backward()
+
+    a, b = compare(lambda: step(1 / 8, False), lambda: step(1.0, True), device)
+    return f"pre-training step, FLUX-shaped VAE, 64 px: cached and 1/8 {a:.2f} s, neither {b:.2f} s, speed {b / a:.2f}x"
+
+
+def _caption_peak(chunked: bool, queue: multiprocessing.Queue) -> None:
+    hidden = torch.randn(64, 64, 512, requires_grad=True)
+    head, labels = torch.nn.Linear(512, 32000, bias=False), torch.randint(0, 32000, (64, 64))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if chunked:
+        caption_loss(hidden, head, labels).backward()
+    else:
+        F.cross_entropy(head(hidden).flatten(0, 1), labels.flatten()).backward()
+    queue.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+def caption_memory() -> str:
+    """Peak memory of the caption head and loss at 32,000 words, chunked against plain, a process each."""
+    context, peaks = multiprocessing.get_context("spawn"), []
+    for chunked in (True, False):
+        queue = context.Queue()
+        process = context.Process(target=_caption_peak, args=(chunked, queue))
+        process.start()
+        peaks.append(queue.get())
+        process.join()
+    return f"caption head and loss: {peaks[0]:.0f} MB chunked, {peaks[1]:.0f} MB plain, {peaks[0] / peaks[1] - 1:+.0%}"
+
+
+def loader() -> str:
+    """Pictures read and decoded from shards against the bare webdataset loop with the same decoding."""
+    import webdataset
+
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder), "train", count=2000, size=128)
+        shards, tar = ImageTextShards(Path(folder) / "train"), str(Path(folder) / "train/shards/00000.tar")
+
+        def ours() -> None:
+            for index in range(len(shards)):
+                shards[index]
+
+        def theirs() -> None:
+            for sample in webdataset.WebDataset(tar, shardshuffle=False):
+                Image.open(io.BytesIO(sample["png"])).convert("RGB")
+                sample["json"].decode()
+
+        a, b = compare(ours, theirs, "cpu")
+    return f"loader: {2000 / a:.0f} pictures/s, bare webdataset {2000 / b:.0f}, {b / a:.0%} of it"
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m scripts.bench", description=__doc__)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: bfloat16 and torch.compile")
+    args = parser.parse_args(argv)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        print("not run: there is no GPU")
+        return
+    torch.manual_seed(0)
+    dtype, batch = (torch.bfloat16, 64) if args.device == "cuda" else (torch.float32, 2)
+    print(encoder_against_vit(args.device, dtype, batch), flush=True)
+    print(cached_step(args.device, 8), flush=True)
+    if args.device == "cpu":
+        print(caption_memory(), flush=True)
+        print(loader(), flush=True)
+
+
+if __name__ == "__main__":
+    run_cli(main)
