@@ -1,5 +1,7 @@
 """The trained encoder as its consumers use it: pictures to tokens, tokens to pictures, captions and scores."""
 
+from pathlib import Path
+
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
@@ -144,3 +146,14 @@ class OpenVision3Autoencoder(StrictLoading, PreTrainedModel):
     def _need_text(self) -> None:
         if self.text_encoder is None:
             raise ValueError("This autoencoder has no text towers; use one exported by encoder.train.")
+
+
+def load_autoencoder(folder: str | Path) -> OpenVision3Autoencoder:
+    """The autoencoder of a folder, ready to use.
+
+    Raises:
+        ValueError: there is no such folder.
+    """
+    if not (Path(folder) / "config.json").is_file():
+        raise ValueError(f"There is no autoencoder at {folder}; name the folder that encoder.train exported.")
+    return OpenVision3Autoencoder.from_pretrained(folder).eval()

@@ -53,8 +53,13 @@ class ImageTextShards:
             raise ShardError(
                 f"{self.root}: sample {key} has no picture; its members need one of {', '.join(PICTURES)}."
             )
-        values = json.loads(sample["json"]) if "json" in sample else {}
-        captions = values.get("captions") or [values.get("caption") or sample.get("txt", b"").decode().strip()]
+        try:
+            values = json.loads(sample.get("json", b"{}"))
+            captions = values.get("captions") or [values.get("caption") or sample.get("txt", b"").decode().strip()]
+        except (ValueError, AttributeError) as error:
+            raise ShardError(
+                f"{self.root}: sample {key}: its captions cannot be read ({error}); mend or drop it."
+            ) from error
         if not captions[0]:
             raise ShardError(f"{self.root}: sample {key} has no caption; give it a .txt, or 'captions' in its .json.")
         return Pair(

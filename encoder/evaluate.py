@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from encoder.autoencoder import OpenVision3Autoencoder
+from encoder.autoencoder import OpenVision3Autoencoder, load_autoencoder
 from encoder.data import load_cached
 from encoder.images import to_pixel_values
 from encoder.metrics import psnr
@@ -144,7 +144,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--train", type=Path, default=None, help="latent cache of the training pictures")
     parser.add_argument("--out", type=Path, default=None, help="write the report as JSON")
     args = parser.parse_args(argv)
-    model = OpenVision3Autoencoder.from_pretrained(args.model).eval()
+    model = load_autoencoder(args.model)
     tokenizer = load_tokenizer(args.model / "tokenizer")
     cache = None if args.train is None else load_cached(args.train)
     report = {

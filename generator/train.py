@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
 import encoder  # noqa: F401  registers the encoder's models with the Auto classes
-from encoder.autoencoder import OpenVision3Autoencoder
+from encoder.autoencoder import load_autoencoder
 from encoder.images import picture_grid
 from generator.data import Collator, DrawingDataset, Drawings, cache_tokens, encode_latents, load_drawings
 from generator.flow import dimension_shift, picture_generators
@@ -79,12 +79,6 @@ def load_text(recipe: GeneratorRecipe, autoencoder: nn.Module) -> tuple[PreTrain
     if not Path(folder).is_dir():
         raise ValueError(f"tokenizer: there is no folder {folder}.")
     return text_encoder.eval().requires_grad_(False), AutoTokenizer.from_pretrained(folder)
-
-
-def load_autoencoder(folder: str) -> OpenVision3Autoencoder:
-    if not folder or not Path(folder).is_dir():
-        raise ValueError(f"autoencoder: there is no folder {folder!r}; name the encoder's exported autoencoder.")
-    return OpenVision3Autoencoder.from_pretrained(folder).eval().requires_grad_(False)
 
 
 def build_transformer(

@@ -36,15 +36,18 @@ class Part:
 
 
 def parts(out: Path, vae: Path, scale: float) -> list[Part]:
-    """Everything `make tiny` runs, in order. `scale` multiplies the steps of every training."""
+    """Everything `make tiny` runs, in order. `scale` multiplies pictures and steps; tests run it small."""
     data = out / "data"
 
     def write(split: str, count: int, size: int, *more: str) -> list[str]:
         return ["training.shapes.write", f"--out={data}/{size}", f"--split={split}", f"--count={count}",
                 f"--size={size}", *more]  # fmt: skip
 
+    def some(count: int, least: int) -> int:
+        return max(least, round(count * scale))
+
     def train(module: str, recipe: str, steps: int, *overrides: str) -> list[str]:
-        return [module, recipe, f"trainer.max_steps={max(2, round(steps * scale))}", *overrides]
+        return [module, recipe, f"trainer.max_steps={some(steps, 2)}", *overrides]
 
     train_64, corpus = data / "64" / "train", data / "64" / "train" / "corpus.txt"
     questions = [f"data={train_64}/questions.json", f"images={train_64}/images"]
@@ -61,10 +64,11 @@ def parts(out: Path, vae: Path, scale: float) -> list[Part]:
                 f"--out={out}/reports/questions_{split}.json"]  # fmt: skip
 
     return [
-        Part("data", 0.6, write("train", 20000, 64, "--question-images=12000", "--corpus=12000")),
-        Part("data 128 px", 0.1, write("train", 512, 128)),
-        Part("data test_iid", 0.1, write("test_iid", 500, 64, "--question-images=250")),
-        Part("data test_combo", 0.1, write("test_combo", 500, 64, "--question-images=250")),
+        Part("data", 0.6, write("train", some(20000, 400), 64, f"--question-images={some(12000, 200)}",
+                                f"--corpus={some(12000, 400)}")),
+        Part("data 128 px", 0.1, write("train", some(512, 64), 128)),
+        Part("data test_iid", 0.1, write("test_iid", some(500, 8), 64, f"--question-images={some(250, 4)}")),
+        Part("data test_combo", 0.1, write("test_combo", some(500, 8), 64, f"--question-images={some(250, 4)}")),
         Part("tokenizer", 0.2, ["encoder.train_tokenizer", f"--corpus={corpus}", f"--out={out}/tokenizer"]),
         Part("latents 64 px", 1.1, latents(64)),
         Part("latents 128 px", 0.2, latents(128)),
@@ -74,8 +78,9 @@ def parts(out: Path, vae: Path, scale: float) -> list[Part]:
             "encoder.train", "encoder/recipes/tiny_128.yaml", "trainer.max_steps=5", f"output_dir={out}/encoder128",
             f"cache={out}/cache128", f"vae={vae}", f"tokenizer={out}/tokenizer",
             f"init_from={out}/encoder/pretraining", "trainer.per_device_train_batch_size=32"], lane=1),
-        Part("encoder, evaluation", 1.0, ["encoder.evaluate", f"--model={autoencoder}", "--image-size=64",
-                                          f"--train={out}/cache64", f"--out={out}/reports/encoder.json"], lane=1),
+        Part("encoder, evaluation", 1.0, [
+            "encoder.evaluate", f"--model={autoencoder}", "--image-size=64", f"--count={some(512, 16)}",
+            f"--train={out}/cache64", f"--out={out}/reports/encoder.json"], lane=1),
         Part("language", 2.0, train("mllm.train_language", "mllm/recipes/tiny_language.yaml", 250,
                                     f"output_dir={out}/llm", f"corpus={corpus}", f"tokenizer={out}/tokenizer"), lane=1),
         Part("assemble", 0.2, ["mllm.assemble", f"--encoder={autoencoder}", f"--llm={out}/llm",
@@ -90,8 +95,8 @@ def parts(out: Path, vae: Path, scale: float) -> list[Part]:
                                       f"output_dir={out}/generator", f"data=[{out}/cache64]",
                                       f"autoencoder={autoencoder}"), lane=2),
         Part("drawings", 3.0, [
-            "generator.evaluate", f"--model={out}/generator", "--count=200", "--split", "test_iid", "test_combo",
-            "--categories", "single", "two_with_relation",
+            "generator.evaluate", f"--model={out}/generator", f"--count={some(200, 2)}",
+            "--split", "test_iid", "test_combo", "--categories", "single", "two_with_relation",
             f"--nearest={out}/cache64", f"--out={out}/reports/drawings.json"], lane=2),
     ]  # fmt: skip
 
@@ -149,7 +154,7 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/tiny"))
     parser.add_argument("--vae", type=Path, default=VAE, help="folder of the frozen VAE")
-    parser.add_argument("--scale", type=float, default=1.0, help="multiplies the steps of every training")
+    parser.add_argument("--scale", type=float, default=1.0, help="multiplies pictures and steps")
     args = parser.parse_args(argv)
     run(args.out, args.vae, args.scale)
 
