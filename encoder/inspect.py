@@ -50,7 +50,9 @@ def load_encoder(path: str, vae: Path | None = None) -> OpenVision3Model:
             whole = OpenVision3Autoencoder.from_pretrained(path)
             model = whole.encoder.attach_vae(whole.vae)
         else:
-            raise ValueError(f"{path} holds a {kind}, not an encoder; give an encoder's or an autoencoder's folder.")
+            raise ValueError(
+                f"{path} holds no encoder (model_type {kind}); give an encoder's or an autoencoder's folder."
+            )
     return (model if vae is None else model.attach_vae(load_vae(vae))).eval()
 
 

@@ -48,4 +48,5 @@ def test_frechet_distance_is_the_formula(count, width):
     root = sqrtm(cov_a @ cov_b).real
     expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(cov_a + cov_b - 2 * root)
     assert frechet_distance(a, torch.from_numpy(b)) == pytest.approx(expected, rel=1e-5)
-    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+    # Of a singular covariance the roots of rounding errors remain: about sqrt(1e-16) a dimension.
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)

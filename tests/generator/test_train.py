@@ -129,7 +129,7 @@ def test_cached_tokens_and_online_encoding_give_the_same_loss(autoencoder, token
 
 @pytest.mark.parametrize(
     ("override", "words"),
-    [("autoencoder=missing", "no folder 'missing'"), ("data=[]", "data is empty"), ("shfit=3", "shfit"),
+    [("autoencoder=missing", "no autoencoder at missing"), ("data=[]", "data is empty"), ("shfit=3", "shfit"),
      ("num_classes=4", "no labels"), ("text_encoder=missing", "no folder missing"),
      ("transformer.hidden_size=[16,96]", "last width is 96, below the token width 192")],
 )  # fmt: skip
