@@ -25,10 +25,16 @@ from encoder.metrics import psnr  # noqa: E402
 from generator import OpenVision3Pipeline  # noqa: E402
 from generator.flow import picture_generators  # noqa: E402
 from mllm import ChatModel  # noqa: E402
+from mllm.conversation import IMAGE  # noqa: E402
 
 MAX_DRAWINGS = 8
+# Longer questions and prompts are refused, waiting visitors beyond so many turned away, larger files not taken.
+MAX_CHARACTERS = 1000
+MAX_WAITING = 16
+MAX_FILE_SIZE = "50mb"
 ABOUT = """One frozen encoder, two uses. This small family knows a world of coloured shapes: ask it about their colour,
 shape, size, number and place, or have it draw up to four of them."""
+NO_ANSWER = "(The model ended its answer before the first word.)"
 OUTSIDE = "This picture is unlike the ones this small family was trained on, so expect nonsense about it."
 
 
@@ -67,10 +73,11 @@ class Family:
             yield text
 
     def draw(self, prompt: str, count: int, seed: int, steps: int, guidance: float) -> list[Image.Image]:
-        if not prompt.strip():
-            raise ValueError("The prompt is empty: say what to draw, for example 'a large red circle'.")
+        prompt = plain_text(prompt, "prompt", "say what to draw, for example 'a large red circle'")
+        if seed is None:
+            raise ValueError("The seed is empty: give a whole number from 0 on.")
         generators = picture_generators(int(seed), range(int(count)))
-        return self.pipeline([prompt.strip().lower()] * int(count), int(steps), float(guidance), generators).images
+        return self.pipeline([prompt.lower()] * int(count), int(steps), float(guidance), generators).images
 
     def reconstruct(self, image: Image.Image) -> tuple[Image.Image, Image.Image, str]:
         """The picture at the family's size, its reconstruction, and how close they are."""
@@ -78,6 +85,22 @@ class Family:
         decoded = self.autoencoder.decode(self.autoencoder.encode(pixel_values))
         text = f"{psnr(decoded.clamp(-1, 1), pixel_values).item():.1f} dB PSNR. {self.note(image)}"
         return to_pil(pixel_values)[0], to_pil(decoded)[0], text
+
+
+def plain_text(text: str | None, name: str, what_to_do: str) -> str:
+    """A visitor's text without the space around it.
+
+    Raises:
+        ValueError: empty, too long, or holding the word that stands for a picture; the sentence calls it `name`.
+    """
+    text = (text or "").strip()
+    if not text:
+        raise ValueError(f"The {name} is empty: {what_to_do}.")
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(f"The {name} has {len(text)} characters and at most {MAX_CHARACTERS} are read: shorten it.")
+    if IMAGE in text:
+        raise ValueError(f"The {name} holds {IMAGE}, which stands for a picture: leave it out.")
+    return text
 
 
 def _sentence(call, *args):
@@ -96,11 +119,14 @@ def build_app(family: Family) -> gr.Blocks:
         return image, family.note(image)
 
     def ask(question: str, image: Image.Image | None, history: list[dict]) -> Iterator[tuple[list[dict], str]]:
-        if not question.strip():
-            raise gr.Error("The question is empty: ask something about the picture.", print_exception=False)
-        history = [*history, {"role": "user", "content": question}]
-        for text in family.answer(question.strip(), image):
+        question = _sentence(plain_text, question, "question", "ask something about the picture")
+        history = [*(history or []), {"role": "user", "content": question}]
+        yield [*history, {"role": "assistant", "content": "..."}], ""
+        text = ""
+        for text in family.answer(question, image):
             yield [*history, {"role": "assistant", "content": text}], ""
+        if not text.strip():
+            yield [*history, {"role": "assistant", "content": NO_ANSWER}], ""
 
     def redraw(prompt: str, count: int, seed: int, steps: int, guidance: float) -> list[Image.Image]:
         return _sentence(family.draw, prompt, count, seed, steps, guidance)
@@ -157,8 +183,10 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--port", type=int, default=7860, help="where the page is served, on 127.0.0.1")
     parser.add_argument("--checkpoints", type=Path, default=CHECKPOINTS, help="family in the layout of demo.export")
     args = parser.parse_args(argv)
-    app = build_app(Family.load(args.checkpoints))
-    app.launch(server_name="127.0.0.1", server_port=args.port, share=False, show_error=True)
+    app = build_app(Family.load(args.checkpoints)).queue(max_size=MAX_WAITING)
+    app.launch(
+        server_name="127.0.0.1", server_port=args.port, share=False, show_error=True, max_file_size=MAX_FILE_SIZE
+    )
 
 
 if __name__ == "__main__":

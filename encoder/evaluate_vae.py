@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
-from torch.nn import functional as F
 
 from encoder.evaluate import masked_psnr
 from encoder.images import to_pil, to_pixel_values
+from encoder.linear_code import LinearCode
 from encoder.metrics import psnr
 from encoder.vae import decode, encode, load_vae
 from training.cli import run_cli
@@ -25,27 +25,10 @@ from training.shapes import ShapesChecker, foreground, render
 from training.shapes.write import scene_at
 from training.statistics import share
 
-COMPONENTS, PATCH = 16, 8
-
 
 def pictures(split: str, count: int, size: int) -> Tensor:
     """pixel_values [count, 3, size, size] of the split's first scenes."""
     return to_pixel_values([render(scene_at(split, index), size) for index in range(count)], size)
-
-
-def linear_autoencoder(train: Tensor, target: Tensor) -> Tensor:
-    """Reconstructs `target` by the PCA of the patches of `train`; both [batch, 3, size, size]."""
-
-    def patches(values: Tensor) -> Tensor:
-        return F.unfold(values, PATCH, stride=PATCH).transpose(1, 2).reshape(-1, 3 * PATCH * PATCH)
-
-    rows = patches(train)
-    mean = rows.mean(dim=0)
-    directions = torch.linalg.eigh((rows - mean).T @ (rows - mean)).eigenvectors[:, -COMPONENTS:]
-    decoded = (patches(target) - mean) @ directions @ directions.T + mean
-    return F.fold(
-        decoded.view(target.shape[0], -1, decoded.shape[1]).transpose(1, 2), target.shape[2:], PATCH, stride=PATCH
-    )
 
 
 @torch.no_grad()
@@ -55,7 +38,8 @@ def evaluate_vae(vae: AutoencoderKL, split: str, count: int, size: int) -> dict:
     scenes = [scene_at(split, index) for index in range(count)]
     mask = torch.from_numpy(np.stack([foreground(scene, size) for scene in scenes])).float()
     ours = torch.cat([decode(vae, encode(vae, part)) for part in target.split(32)])
-    linear = linear_autoencoder(pictures("train", 400, size), target)
+    code = LinearCode.fit(pictures("train", 400, size))
+    linear = code.decode(code.encode(target))
     checker = ShapesChecker()
     report = {}
     for name, candidate in (("vae", ours), ("linear", linear)):

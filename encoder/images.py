@@ -35,9 +35,15 @@ def load_image(
     if isinstance(source, io.BytesIO):
         path, name = source, name or "a picture in memory"
     else:
-        path = _inside(Path(source), root)
         name = str(source)
-        if not path.is_file():
+        try:
+            path = _inside(Path(source), root)
+            found = path.is_file()
+        except (OSError, ValueError) as error:  # a name too long for the file system, a null byte
+            if isinstance(error, ImageError):
+                raise
+            raise ImageError(f"{name[:200]!r} is not a path of a picture ({error}).") from error
+        if not found:
             raise ImageError(f"There is no picture at {path}.")
     try:
         with Image.open(path) as image:
@@ -47,6 +53,8 @@ def load_image(
                     "make it smaller first."
                 )
             image = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I;16"):  # 16-bit grey, which convert() would clip at 255
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
                 image = image.convert("RGBA")
                 white = Image.new("RGBA", image.size, "white")
@@ -56,7 +64,7 @@ def load_image(
         raise
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name} is too large to be read safely: {error}.") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except Exception as error:  # Pillow's decoders meet damaged files with errors of any class
         raise ImageError(f"{name} cannot be read as a picture ({error}); save it again as PNG or JPEG.") from error
 
 

@@ -25,7 +25,8 @@ def contrastive_loss(image_features: Tensor, text_features: Tensor, logit_scale:
     if dist.is_initialized() and dist.get_world_size() > 1:
         image_features = torch.cat(all_gather(image_features))
         text_features = torch.cat(all_gather(text_features))
-    logits = logit_scale * image_features @ text_features.T
+    with torch.autocast(image_features.device.type, enabled=False):  # bfloat16 cannot tell near cosines apart
+        logits = logit_scale.float() * image_features.float() @ text_features.float().T
     labels = torch.arange(logits.shape[0], device=logits.device)
     return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
 

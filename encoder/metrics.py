@@ -41,8 +41,14 @@ def frechet_distance(a: Tensor | np.ndarray, b: Tensor | np.ndarray) -> float:
     """Frechet distance between Gaussians fitted to two sets of features [n, d] (covariance with ddof 1, float64).
 
     The trace of the matrix root comes from eigenvalues of sqrt(A) B sqrt(A), which is symmetric: no complex numbers.
+
+    Raises:
+        ValueError: the sets are not [n, d] of one d, or hold fewer than two rows.
     """
-    a, b = (np.asarray(values, dtype=np.float64) for values in (a, b))
+    a, b = (values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values) for values in (a, b))
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
+        raise ValueError(f"The Frechet distance compares two [n, d] with n > 1, not {a.shape} with {b.shape}.")
+    a, b = a.astype(np.float64), b.astype(np.float64)
     cov_a, cov_b = np.atleast_2d(np.cov(a, rowvar=False)), np.atleast_2d(np.cov(b, rowvar=False))
     values, vectors = np.linalg.eigh(cov_a)
     root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T

@@ -198,6 +198,10 @@ def _our_config(theirs: dict[str, Any], file: Path) -> dict[str, Any]:
         kinds = int | float if key == "mlp_ratio" else int
         if not isinstance(value, kinds) or isinstance(value, bool) or value <= 0:
             raise ValueError(f"{file} has {key} = {value!r}; it must be a positive number (grids are square).")
+    if sizes["width"] % sizes["head_width"]:
+        raise ValueError(
+            f"{file} has width {sizes['width']}, which is not a multiple of {sizes['head_width']} (head_width)."
+        )
     return {
         "image_size": side * DOWNSAMPLING,
         "patch_size": sizes["patch_size"] * DOWNSAMPLING,

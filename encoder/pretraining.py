@@ -1,5 +1,6 @@
 """Joint pre-training: reconstruction, image-text contrast and captioning on one set of tokens (paper, section 3)."""
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -50,6 +51,8 @@ class OpenVision3PreTrainingConfig(PretrainedConfig):
         logit_scale_max: float | None = None,
         **kwargs,
     ) -> None:
+        if not 0 <= pixel_loss_fraction <= 1:
+            raise ValueError(f"pixel_loss_fraction is {pixel_loss_fraction} and must lie between 0 and 1.")
         self.encoder = encoder or {}
         self.decoder = decoder or dict(DECODER_PRESETS["base"])
         self.text = text or {}
@@ -64,9 +67,23 @@ class OpenVision3PreTrainingConfig(PretrainedConfig):
         super().__init__(**kwargs)
 
     @classmethod
-    def preset(cls, size: str, vocab_size: int, image_size: int, **overrides) -> "OpenVision3PreTrainingConfig":
-        """Encoder, decoder and text towers of one size; the paper's pairing is base with base."""
+    def preset(
+        cls, size: str, vocab_size: int, image_size: int, decoder_size: str | None = None, **overrides
+    ) -> "OpenVision3PreTrainingConfig":
+        """Encoder and text towers of one size; the decoder is base, as in the paper, beside all but the tiny encoder.
+
+        Raises:
+            ValueError: there is no such size, or no such setting among the overrides.
+        """
         encoder = OpenVision3Config.preset(size, image_size=image_size)
+        if decoder_size is None:
+            decoder_size = "tiny" if size == "tiny" else "base"
+        if decoder_size not in DECODER_PRESETS:
+            raise ValueError(
+                f"There is no decoder preset {decoder_size!r}; choose one of {', '.join(DECODER_PRESETS)}."
+            )
+        if unknown := sorted(overrides.keys() - inspect.signature(cls.__init__).parameters.keys()):
+            raise ValueError(f"{unknown[0]} is not a setting of OpenVision3PreTrainingConfig; see its docstring.")
         return cls(
             encoder={
                 "image_size": image_size,
@@ -75,7 +92,7 @@ class OpenVision3PreTrainingConfig(PretrainedConfig):
                     for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
                 },
             },
-            decoder=dict(DECODER_PRESETS[size]),
+            decoder=dict(DECODER_PRESETS[decoder_size]),
             text={"vocab_size": vocab_size, "projection_dim": encoder.projection_dim, **TEXT_PRESETS[size]},
             **overrides,
         )
@@ -135,7 +152,12 @@ class OpenVision3ForPreTraining(StrictLoading, PreTrainedModel):
             attention_mask: [batch, length], 1 on the caption.
             pixel_values: [batch, 3, height, width] in [-1, 1]; with `decode_latents` (the frozen VAE's decoder), the
                 pixel loss is computed on a random `pixel_loss_fraction` of the rows.
+
+        Raises:
+            ValueError: `decode_latents` without `pixel_values`.
         """
+        if decode_latents is not None and pixel_values is None:
+            raise ValueError("The pixel loss compares with pixel_values; give them, or leave decode_latents out.")
         config = self.config
         encoded = self.encoder(latents=latents)
         image_tokens = encoded.last_hidden_state
@@ -148,7 +170,7 @@ class OpenVision3ForPreTraining(StrictLoading, PreTrainedModel):
             "caption": config.understanding_weight,
             "contrastive": config.understanding_weight * config.contrastive_weight,
         }
-        if decode_latents is not None:
+        if decode_latents is not None and config.pixel_loss_fraction > 0:
             count = math.ceil(config.pixel_loss_fraction * latents.shape[0])
             rows = torch.randperm(latents.shape[0])[:count].to(latents.device)
             raw["pixel"] = F.l1_loss(decode_latents(decoded[rows]), pixel_values[rows])

@@ -116,8 +116,17 @@ class CaptionDecoder(nn.Module):
         nn.init.normal_(self.position_embedding, std=0.01)
 
     def hidden_states(self, image_tokens: Tensor, input_ids: Tensor) -> Tensor:
-        """image_tokens [batch, num_patches, token_size], input_ids [batch, length] -> [batch, length, hidden_size]."""
+        """image_tokens [batch, num_patches, token_size], input_ids [batch, length] -> [batch, length, hidden_size].
+
+        Raises:
+            ValueError: the caption is longer than max_position_embeddings.
+        """
         prefix, length = image_tokens.shape[1], input_ids.shape[1]
+        if length > self.config.max_position_embeddings:
+            raise ValueError(
+                f"The caption has {length} tokens and the caption decoder takes "
+                f"{self.config.max_position_embeddings}; shorten it."
+            )
         tokens = F.layer_norm(image_tokens, image_tokens.shape[-1:], eps=LAYER_NORM_EPS)
         text = self.token_embedding(input_ids) + self.position_embedding[:length]
         hidden_states = torch.cat([self.image_projection(tokens), text], dim=1)

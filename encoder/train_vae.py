@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from encoder.images import picture_grid, to_pil, to_pixel_values
+from encoder.linear_code import LinearCode
 from encoder.vae import decode, encode, tiny_vae
 from training.cli import run_cli
 from training.recipes import Recipe, load_recipe
@@ -25,6 +26,8 @@ from training.trainer import run_training
 
 # The weight of the KL term relative to a summed reconstruction error (latent diffusion, arXiv 2112.10752).
 KL_WEIGHT = 1e-6
+# Crops that the linear code is fitted to.
+CODE_CROPS = 2000
 
 
 @dataclass
@@ -34,6 +37,9 @@ class VAERecipe(Recipe):
     shards: list[str] = field(default_factory=list, metadata={"help": "folders of .tar shards with png members"})
     crop_size: int = field(default=32, metadata={"help": "side of the random crops in pixels, a multiple of 8"})
     mse_weight: float = field(default=2.0, metadata={"help": "weight of the squared error beside the absolute one"})
+    linear_weight: float = field(
+        default=0.0, metadata={"help": "weight of the squared distance of the latents from the linear code"}
+    )
 
 
 class Crops(Dataset):
@@ -79,20 +85,27 @@ def collate(samples: list[dict]) -> dict:
 
 
 class VAEObjective(nn.Module):
-    """Absolute plus weighted squared error of the reconstruction, and a slight pull of the posterior to N(0, 1)."""
+    """Absolute plus weighted squared error of the reconstruction, and a slight pull of the posterior to N(0, 1).
 
-    def __init__(self, vae: AutoencoderKL, mse_weight: float) -> None:
+    With `linear_weight`, also the squared distance of the latents from a linear code of their 8 x 8 pixels. Left to
+    itself so small a VAE tangles colour and outline into all channels, and whatever learns from its latents must first
+    undo that.
+    """
+
+    def __init__(self, vae: AutoencoderKL, mse_weight: float, linear_weight: float, linear_code: LinearCode) -> None:
         super().__init__()
         self.vae, self.mse_weight = vae, mse_weight
+        self.linear_weight, self.linear_code = linear_weight, linear_code
 
     def forward(self, pixel_values: Tensor) -> dict:
         posterior = self.vae.encode(pixel_values).latent_dist
         decoded = self.vae.decode(posterior.sample()).sample
         l1, mse = F.l1_loss(decoded, pixel_values), F.mse_loss(decoded, pixel_values)
         kl = posterior.kl().sum() / pixel_values.numel()
+        linear = F.mse_loss(posterior.mean, self.linear_code.encode(pixel_values))
         return {
-            "loss": l1 + self.mse_weight * mse + KL_WEIGHT * kl,
-            "losses": {"l1": l1.detach(), "mse": mse.detach(), "kl": kl.detach()},
+            "loss": l1 + self.mse_weight * mse + KL_WEIGHT * kl + self.linear_weight * linear,
+            "losses": {"l1": l1.detach(), "mse": mse.detach(), "kl": kl.detach(), "linear": linear.detach()},
         }
 
 
@@ -120,6 +133,8 @@ def main(argv: list[str]) -> None:
             vae.encoder.conv_out.bias[vae.config.latent_channels :] = -6.0
     else:
         vae = AutoencoderKL.from_pretrained(recipe.init_from)
+    crops = collate([dataset[index] for index in range(min(len(dataset), CODE_CROPS))])
+    linear_code = LinearCode.fit(crops["pixel_values"])
     shown = to_pixel_values([Image.fromarray(picture) for picture in dataset.pictures[:8]], 128)
 
     def sample_pictures() -> Image.Image:
@@ -133,7 +148,7 @@ def main(argv: list[str]) -> None:
         vae.save_pretrained(folder)
 
     run_training(
-        VAEObjective(vae, recipe.mse_weight),
+        VAEObjective(vae, recipe.mse_weight, recipe.linear_weight, linear_code),
         dataset,
         recipe,
         collate=collate,

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from encoder.images import ImageError, load_image
-from mllm.conversation import IGNORED, encode_conversation, images_of
+from mllm.conversation import IGNORED, IMAGE, encode_conversation, images_of
 
 
 class RowsError(ValueError):
@@ -41,6 +41,15 @@ def load_rows(path: str | Path) -> list[dict]:
         if not isinstance(row, dict) or not row.get("conversations"):
             raise RowsError(f"{path}: row {number} has no 'conversations'; see the LLaVA format in the README.")
     return rows
+
+
+def without_pictures(rows: list[dict]) -> list[dict]:
+    """The same conversations as text alone: what a model can answer from these is guessed, not seen."""
+    blind = []
+    for row in rows:
+        turns = [{**turn, "value": turn["value"].replace(IMAGE, "").strip()} for turn in row["conversations"]]
+        blind.append({**{key: value for key, value in row.items() if key != "image"}, "conversations": turns})
+    return blind
 
 
 def load_picture(name: str, root: str | Path, row_id: object) -> Image.Image:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from mllm.chat_model import ChatModel
 from mllm.conversation import images_of
-from mllm.data import load_picture, load_rows
+from mllm.data import load_picture, load_rows, without_pictures
 from training.cli import run_cli
 from training.statistics import share
 
@@ -63,11 +63,16 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--images", type=Path, required=True, help="folder of the rows' pictures")
     parser.add_argument("--train", type=Path, default=None, help="training rows, for the majority baseline")
     parser.add_argument("--shuffle", action="store_true", help="also answer with the wrong pictures")
+    parser.add_argument(
+        "--blind", action="store_true", help="ask without pictures a model trained so (blind=true)"
+    )
     parser.add_argument("--count", type=int, default=None, help="only the first so many rows")
     parser.add_argument("--out", type=Path, default=None, help="write the report as JSON")
     args = parser.parse_args(argv)
     model = ChatModel.from_pretrained(args.model, max_new_tokens=16)
     rows = load_rows(args.data)[: args.count]
+    if args.blind:
+        rows = without_pictures(rows)
     answers = answer_rows(model, rows, args.images)
     report = {"model": score(rows, answers)}
     if args.shuffle:

@@ -14,7 +14,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 import encoder  # noqa: F401  registers the vision tower with the Auto classes
 from mllm.conversation import TEMPLATES
-from mllm.data import ConversationCollator, Conversations, cache_image_tokens, load_rows
+from mllm.data import ConversationCollator, Conversations, cache_image_tokens, load_rows, without_pictures
 from mllm.objective import MultimodalObjective, tower_tokens
 from training.cli import run_cli
 from training.recipes import REQUIRED, Recipe, load_recipe
@@ -29,6 +29,9 @@ class MultimodalRecipe(Recipe):
     images: str = field(default=REQUIRED, metadata={"help": "folder the rows' picture paths are relative to"})
     template: str = field(default="chat", metadata={"help": f"one of {', '.join(TEMPLATES)}"})
     max_length: int = field(default=2048, metadata={"help": "longer rows lose whole trailing exchanges"})
+    blind: bool = field(
+        default=False, metadata={"help": "drop the pictures: a baseline that can only guess (mllm.evaluate --blind)"}
+    )
     cache_tokens: bool = field(
         default=False, metadata={"help": "run the frozen tower once on every picture and keep its tokens in memory"}
     )
@@ -40,6 +43,8 @@ def main(argv: list[str]) -> None:
     if recipe.init_from is None or not (Path(recipe.init_from) / "config.json").is_file():
         raise ValueError(f"init_from is {recipe.init_from!r}; name a folder made by python -m mllm.assemble.")
     rows = load_rows(recipe.data)
+    if recipe.blind:
+        rows = without_pictures(rows)
     model = LlavaForConditionalGeneration.from_pretrained(recipe.init_from)
     processor = AutoProcessor.from_pretrained(recipe.init_from)
     model.model.vision_tower.requires_grad_(False).eval()

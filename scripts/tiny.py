@@ -67,8 +67,8 @@ def parts(out: Path, vae: Path, scale: float) -> list[Part]:
         Part("data", 0.6, write("train", some(20000, 400), 64, f"--question-images={some(12000, 200)}",
                                 f"--corpus={some(12000, 400)}")),
         Part("data 128 px", 0.1, write("train", some(512, 64), 128)),
-        Part("data test_iid", 0.1, write("test_iid", some(500, 8), 64, f"--question-images={some(250, 4)}")),
-        Part("data test_combo", 0.1, write("test_combo", some(500, 8), 64, f"--question-images={some(250, 4)}")),
+        Part("data test_iid", 0.1, write("test_iid", some(500, 8), 64, f"--question-images={some(250, 40)}")),
+        Part("data test_combo", 0.1, write("test_combo", some(500, 8), 64, f"--question-images={some(250, 40)}")),
         Part("tokenizer", 0.2, ["encoder.train_tokenizer", f"--corpus={corpus}", f"--out={out}/tokenizer"]),
         Part("latents 64 px", 1.1, latents(64)),
         Part("latents 128 px", 0.2, latents(128)),
@@ -98,6 +98,12 @@ def parts(out: Path, vae: Path, scale: float) -> list[Part]:
             "generator.evaluate", f"--model={out}/generator", f"--count={some(200, 2)}",
             "--split", "test_iid", "test_combo", "--categories", "single", "two_with_relation",
             f"--nearest={out}/cache64", f"--out={out}/reports/drawings.json"], lane=2),
+        Part("blind, the baseline without pictures", 3.0, train(
+            "mllm.train", "mllm/recipes/tiny_tune.yaml", 300, f"output_dir={out}/blind", f"init_from={out}/assembled",
+            "blind=true", "cache_tokens=false", *questions), lane=1),
+        Part("questions, blind", 0.5, [
+            "mllm.evaluate", f"--model={out}/blind", f"--data={data}/64/test_iid/questions.json",
+            f"--images={data}/64/test_iid/images", "--blind", f"--out={out}/reports/questions_blind.json"], lane=1),
     ]  # fmt: skip
 
 

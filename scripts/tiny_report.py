@@ -30,6 +30,7 @@ def table(out: Path) -> list[dict]:
     def row(what: str, target: float, value, beside: str) -> dict:
         return {"what": what, "target": target, **{split: value(split) for split in SPLITS}, "beside": beside}
 
+    blind = _read(out / "reports" / "questions_blind.json")["model"]
     first, asked = encoder["test_iid"], questions["test_iid"]
     rows = [
         row(
@@ -56,14 +57,14 @@ def table(out: Path) -> list[dict]:
             "questions, exact",
             TARGETS["questions"],
             lambda split: questions[split]["model"]["all"]["value"],
-            f"majority {asked['majority']['all']['value']:.1%}, shuffled pictures "
+            f"majority {asked['majority']['all']['value']:.1%}, blind {blind['all']['value']:.1%}, shuffled pictures "
             f"{asked['shuffled_pictures']['all']['value']:.1%}",
         ),
         row(
             "yes/no, swapped binding",
             TARGETS["swapped"],
             lambda split: questions[split]["model"]["kinds"]["match_swapped"]["value"],
-            "chance 50%",
+            f"chance 50%, blind {blind['kinds']['match_swapped']['value']:.1%}",
         ),
     ]
     for name, key in (("single", "single"), ("two", "two_with_relation")):
@@ -95,7 +96,7 @@ def write_report(out: Path) -> Path:
         "minutes": lanes[0] + max(lanes[1:]),
         "parts": done,
         "table": rows,
-        "questions": {split: _read(out / "reports" / f"questions_{split}.json") for split in SPLITS},
+        "questions": {name: _read(out / "reports" / f"questions_{name}.json") for name in (*SPLITS, "blind")},
         "encoder": _read(out / "reports" / "encoder.json"),
         "drawings": _read(out / "reports" / "drawings.json"),
     }

@@ -1,10 +1,13 @@
 """Resume folders: a checkpoint counts only when its marker, written last, is there."""
 
+import json
 import re
 import shutil
 from pathlib import Path
 
-MARKER = "COMPLETE"
+from transformers import TrainingArguments
+
+MARKER, RUN_FILE = "COMPLETE", "run.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -43,3 +46,32 @@ def mark_complete(folder: str | Path, keep: int | None) -> None:
     for old in checkpoints(folder.parent)[:-keep]:
         (old / MARKER).unlink()
         shutil.rmtree(old)
+
+
+def write_run(folder: Path, arguments: TrainingArguments) -> None:
+    """Notes in a checkpoint what a resumed training must share with this one to see the same batches."""
+    (folder / RUN_FILE).write_text(json.dumps(_run(arguments)))
+
+
+def check_same_run(folder: Path, arguments: TrainingArguments) -> None:
+    """Refuses to go on where the batches would be others.
+
+    Raises:
+        ValueError: the checkpoint was written by another number of processes, batch size, accumulation or seed.
+    """
+    then, now = json.loads((folder / RUN_FILE).read_text()), _run(arguments)
+    for name, value in now.items():
+        if then[name] != value:
+            raise ValueError(
+                f"{folder} was written with {name} = {then[name]} and this run has {value}, so that it would see other "
+                f"batches: go on with {then[name]}, or choose another output_dir."
+            )
+
+
+def _run(arguments: TrainingArguments) -> dict[str, int]:
+    return {
+        "number of processes": arguments.world_size,
+        "trainer.per_device_train_batch_size": arguments.per_device_train_batch_size,
+        "trainer.gradient_accumulation_steps": arguments.gradient_accumulation_steps,
+        "trainer.seed": arguments.seed,
+    }

@@ -11,14 +11,16 @@ from typing import Any
 import torch
 import transformers
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 from transformers import TrainerCallback, TrainingArguments
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from training.checkpoints import discard_incomplete, last_checkpoint, mark_complete
+from training.callbacks import EMACallback, EpochCallback, PicturesCallback
+from training.checkpoints import check_same_run, discard_incomplete, last_checkpoint, mark_complete, write_run
 from training.ema import EMA
-from training.plots import plot_losses
 from training.recipes import Recipe
 
 EMA_FILE = "ema.safetensors"
@@ -110,29 +112,34 @@ class Trainer(transformers.Trainer):
             metadata={"format": "pt"},
         )
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        state = load_file(Path(resume_from_checkpoint) / WEIGHTS_FILE)
-        names = self._trainable()
-        if set(state) != set(names):
-            odd = sorted(set(state) ^ set(names))[0]
-            raise ValueError(
-                f"{resume_from_checkpoint} does not belong to this recipe: the parameter {odd!r} is on one "
-                "side only; choose another output_dir or restore the recipe."
-            )
-        with torch.no_grad():
-            parameters = dict((self.model if model is None else model).named_parameters())
-            for name in names:
-                parameters[name].copy_(state[name])
-        self._load_ema(resume_from_checkpoint)
+    def load_checkpoint_parts(self, folder: Path) -> None:
+        """Checks that a checkpoint is this recipe's, and reads what neither transformers nor DeepSpeed would.
 
-    def _load_ema(self, folder: str) -> None:
+        Raises:
+            ValueError: it was written with other trainable parameters or would see other batches.
+        """
+        check_same_run(folder, self.args)
+        with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
+            odd = sorted(set(file.keys()) ^ set(self._trainable()))
+        if odd:
+            raise ValueError(
+                f"{folder} does not belong to this recipe: the parameter {odd[0]!r} is on one side only; "
+                "choose another output_dir or restore the recipe."
+            )
         if self.ema is not None:
-            self.ema.load_state_dict(load_file(Path(folder) / EMA_FILE))
+            self.ema.load_state_dict(load_file(folder / EMA_FILE))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        parameters = dict((self.model if model is None else model).named_parameters())
+        with torch.no_grad():
+            for name, value in load_file(Path(resume_from_checkpoint) / WEIGHTS_FILE).items():
+                parameters[name].copy_(value)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
+            write_run(folder, self.args)
             if self.ema is not None:
                 save_file(self.ema.state_dict(), folder / EMA_FILE)
         self.accelerator.wait_for_everyone()
@@ -141,52 +148,6 @@ class Trainer(transformers.Trainer):
 
     def _trainable(self) -> list[str]:
         return [name for name, value in self.model.named_parameters() if value.requires_grad]
-
-
-class _Epoch(TrainerCallback):
-    """Tells the data set which epoch it is (accelerate does so in some cases only, not behind nested samplers)."""
-
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
-
-    def on_epoch_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        if hasattr(self.dataset, "set_epoch"):
-            self.dataset.set_epoch(int(state.epoch + 1e-6))
-
-
-class _EMACallback(TrainerCallback):
-    def __init__(self, ema: EMA) -> None:
-        self.ema = ema
-
-    def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        self.ema.update()
-
-
-class _Pictures(TrainerCallback):
-    """Writes `samples/step-N.png` and `loss.png` while training goes on."""
-
-    def __init__(self, trainer_ema: EMA | None, sample: Callable[[], Image.Image] | None, every: int) -> None:
-        self.ema, self.sample, self.every = trainer_ema, sample, every
-
-    def on_step_end(
-        self, args: TrainingArguments, state: Any, control: Any, model: nn.Module = None, **kwargs: Any
-    ) -> None:
-        last = state.global_step == state.max_steps
-        if state.is_world_process_zero and (last or (self.every and state.global_step % self.every == 0)):
-            folder = Path(args.output_dir)
-            plot_losses(state.log_history, folder / "loss.png")
-            if self.sample is not None:
-                (folder / "samples").mkdir(exist_ok=True)
-                random = torch.random.get_rng_state()
-                model.eval()
-                if self.ema is None:
-                    picture = self.sample()
-                else:
-                    with self.ema.applied():
-                        picture = self.sample()
-                model.train()
-                torch.random.set_rng_state(random)
-                picture.save(folder / "samples" / f"step-{state.global_step:06d}.png")
 
 
 def run_training(
@@ -210,21 +171,24 @@ def run_training(
 
     Raises:
         NonFiniteError: a loss or gradient is not finite.
-        ValueError: a prefix in `trainable` matches no parameter, or output_dir holds another recipe's checkpoint.
+        ValueError: a prefix in `trainable` matches no parameter, output_dir holds another recipe's checkpoint, or
+            averaged weights are asked for under ZeRO-3, where no process sees whole parameters.
     """
     output_dir = Path(recipe.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     set_trainable(objective, recipe.trainable)
     ema = EMA(objective, recipe.ema_half_life) if recipe.ema_half_life else None
     arguments = training_arguments(recipe)
+    if ema is not None and is_deepspeed_zero3_enabled():
+        raise ValueError("ema_half_life needs whole parameters, which ZeRO-3 splits: use ZeRO-2, or ema_half_life=0.")
     if recipe.dry_run:
         print(dry_run(objective, dataset, arguments, collate))
         return
-    callbacks: list[TrainerCallback] = [_Epoch(dataset)]
+    callbacks: list[TrainerCallback] = [EpochCallback(dataset)]
     if ema is not None:
-        callbacks.append(_EMACallback(ema))
+        callbacks.append(EMACallback(ema))
     sample = None if sample_pictures is None else torch.no_grad()(sample_pictures)
-    callbacks.append(_Pictures(ema, sample, recipe.sample_steps))
+    callbacks.append(PicturesCallback(ema, sample, recipe.sample_steps))
     keep = arguments.save_total_limit
     arguments.save_total_limit = None
     trainer = Trainer(
@@ -241,6 +205,8 @@ def run_training(
         discard_incomplete(output_dir)
     trainer.accelerator.wait_for_everyone()
     last = last_checkpoint(output_dir)
+    if last is not None:
+        trainer.load_checkpoint_parts(last)
     trainer.train(resume_from_checkpoint=None if last is None else str(last))
     if trainer.is_world_process_zero():
         history = {"log_history": trainer.state.log_history}
@@ -264,6 +230,7 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         "save_strategy": "steps",
         "save_steps": 200,
         "save_total_limit": 1,
+        "dataloader_pin_memory": torch.cuda.is_available(),
         **recipe.trainer,
         **fixed,
     }

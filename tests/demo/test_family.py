@@ -9,7 +9,7 @@ from safetensors import safe_open
 from demo.app import Family, build_app, main
 from demo.assemble import assembled
 from demo.family import WEIGHTS, FamilyError
-from demo.outside import Outside, auroc
+from demo.outside import Outside, auroc, measure
 from encoder import OpenVision3Autoencoder
 from generator import OpenVision3Pipeline
 from mllm import ChatModel
@@ -95,3 +95,12 @@ def test_outside_tells_clouds_apart():
     assert auroc(outside.distance(inside[1500:]), outside.distance(other)) > 0.99
     assert (outside.distance(inside[1500:]) > outside.threshold).float().mean() < 0.02
     assert auroc(torch.zeros(3), torch.zeros(4)) == 0.5
+
+
+def test_outside_is_measured_on_scenes_against_crops(run, checkpoints, picture, tmp_path):
+    autoencoder = OpenVision3Autoencoder.from_pretrained(run / "encoder" / "autoencoder")
+    picture.resize((90, 60)).save(tmp_path / "one.png")
+    found = measure(autoencoder, Outside.load(checkpoints), tmp_path, 10)
+    assert (found["shapes"], found["photographs"]) == (10, 11) and 0 <= found["auroc"] <= 1
+    with pytest.raises(ValueError, match="no .png"):
+        measure(autoencoder, Outside.load(checkpoints), tmp_path / "empty", 10)

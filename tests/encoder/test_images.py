@@ -127,3 +127,14 @@ def test_pixel_values_and_back_is_exact():
     assert pixel_values.min() >= -1 and pixel_values.max() <= 1
     assert np.array_equal(np.asarray(to_pil(pixel_values)[0]), array)
     assert to_pil(torch.full((1, 3, 2, 2), 3.0))[0].getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("name", ["a" * 5000 + ".png", "null\0byte.png"])
+def test_names_that_no_file_can_have(tmp_path, name):
+    with pytest.raises(ImageError, match="not a path"):
+        load_image(name, root=tmp_path)
+
+
+def test_sixteen_bit_grey_keeps_its_tones(tmp_path):
+    Image.fromarray(np.array([[0, 128 << 8, 65535]], dtype=np.uint16)).save(tmp_path / "grey.png")
+    assert np.asarray(load_image(tmp_path / "grey.png"))[0, :, 0].tolist() == [0, 128, 255]

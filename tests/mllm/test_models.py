@@ -1,7 +1,11 @@
 """Assembly, chat and training of a tiny random multimodal LLM."""
 
 import json
+import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,10 +14,12 @@ from transformers import CohereConfig, CohereForCausalLM, LlavaForConditionalGen
 
 from mllm import ChatModel
 from mllm.assemble import assemble
-from mllm.conversation import IGNORED
+from mllm.conversation import IGNORED, images_of
+from mllm.data import load_rows, without_pictures
 from mllm.objective import MultimodalObjective, tower_tokens, trained_positions_loss
 from mllm.train import main as train
 
+ROOT = Path(__file__).parent.parent.parent
 QUESTION = [{"role": "user", "content": "what color is the circle?"}]
 
 
@@ -147,22 +153,28 @@ def _rows(family, tmp_path):
     return tmp_path / "rows.json"
 
 
-def _train(family, tmp_path, name, *overrides):
+def _train(family, tmp_path, name, *overrides, processes=None):
+    """Trains in this process, or with `processes` by the launcher; returns the weights."""
     (tmp_path / "recipe.yaml").write_text("trainer: {use_cpu: true}\n")
-    train(
-        [
-            str(tmp_path / "recipe.yaml"),
-            f"output_dir={tmp_path / name}",
-            f"data={_rows(family, tmp_path)}",
-            f"images={tmp_path}",
-            f"init_from={family / 'mllm'}",
-            "trainer.max_steps=4",
-            "trainer.learning_rate=0.01",
-            "trainer.per_device_train_batch_size=4",
-            "trainer.disable_tqdm=true",
-            *overrides,
-        ]
-    )
+    command = [
+        str(tmp_path / "recipe.yaml"),
+        f"output_dir={tmp_path / name}",
+        f"data={_rows(family, tmp_path)}",
+        f"images={tmp_path}",
+        f"init_from={family / 'mllm'}",
+        "trainer.max_steps=4",
+        "trainer.learning_rate=0.01",
+        "trainer.per_device_train_batch_size=4",
+        "trainer.disable_tqdm=true",
+        *overrides,
+    ]
+    if processes is None:
+        train(command)
+    else:
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", "mllm.train"]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run([sys.executable, *launcher, *command], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
     return LlavaForConditionalGeneration.from_pretrained(tmp_path / name).state_dict()
 
 
@@ -175,6 +187,33 @@ def test_stage_one_moves_the_connector_alone_and_stage_two_the_llm_too(family, t
     moved = {name for name in before if not torch.equal(before[name], tune[name])}
     assert any("language_model" in name for name in moved)
     assert not any("vision_tower" in name for name in moved)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_both_stages_run_under_zero2(family, tmp_path, processes):
+    before = LlavaForConditionalGeneration.from_pretrained(family / "mllm").state_dict()
+    zero2 = f"trainer.deepspeed={ROOT / 'training' / 'deepspeed' / 'zero2.json'}"
+    align = _train(family, tmp_path, "align", "trainable=[connector]", zero2, processes=processes)
+    stage_two = (f"init_from={tmp_path / 'align'}", "trainable=[connector,llm,head]", "cache_tokens=true")
+    tune = _train(family, tmp_path, "tune", *stage_two, zero2, processes=processes)
+    moved = {name for name in before if not torch.equal(before[name], align[name])}
+    assert moved and all("multi_modal_projector" in name for name in moved)
+    moved = {name for name in align if not torch.equal(align[name], tune[name])}
+    assert any("language_model" in name for name in moved) and not any("vision_tower" in name for name in moved)
+    if processes == 1:
+        plain = _train(family, tmp_path, "plain", *stage_two)
+        for name, value in plain.items():
+            assert torch.allclose(value, tune[name], atol=1e-4), name
+
+
+def test_a_blind_model_is_trained_on_the_questions_alone(family, tmp_path):
+    rows = without_pictures(load_rows(_rows(family, tmp_path)))
+    assert rows[0]["conversations"][0]["value"] == "what color is the circle?"
+    assert not any(images_of(row) for row in rows)
+    before = LlavaForConditionalGeneration.from_pretrained(family / "mllm").state_dict()
+    after = _train(family, tmp_path, "blind", "blind=true", "trainable=[connector,llm,head]")
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved and not any("multi_modal_projector" in name or "vision_tower" in name for name in moved)
 
 
 def test_cached_tokens_train_the_same(family, tmp_path):
