@@ -63,9 +63,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--images", type=Path, required=True, help="folder of the rows' pictures")
     parser.add_argument("--train", type=Path, default=None, help="training rows, for the majority baseline")
     parser.add_argument("--shuffle", action="store_true", help="also answer with the wrong pictures")
-    parser.add_argument(
-        "--blind", action="store_true", help="ask without pictures a model trained so (blind=true)"
-    )
+    parser.add_argument("--blind", action="store_true", help="ask without pictures a model trained so (blind=true)")
     parser.add_argument("--count", type=int, default=None, help="only the first so many rows")
     parser.add_argument("--out", type=Path, default=None, help="write the report as JSON")
     args = parser.parse_args(argv)
