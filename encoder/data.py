@@ -105,12 +105,17 @@ def load_cached(folder: str | Path, vae: AutoencoderKL | None = None) -> dict:
 class CachedPairs(Dataset):
     """Cached latents with one caption of each picture, drawn anew every epoch.
 
+    Args:
+        cache: what `load_cached` returns.
+        last_caption_probability: of taking the last caption, in `shapes` the fullest; else any with equal chance.
+
     Items are {"latents": float32 [16, height, width], "pixels": uint8 [3, 8 height, 8 width], "caption": str,
     "key": str}.
     """
 
-    def __init__(self, cache: dict, seed: int) -> None:
+    def __init__(self, cache: dict, seed: int, last_caption_probability: float = 0.0) -> None:
         self.cache, self.seed, self.epoch = cache, seed, 0
+        self.last_caption_probability = last_caption_probability
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -120,7 +125,10 @@ class CachedPairs(Dataset):
 
     def __getitem__(self, index: int) -> dict:
         captions = self.cache["captions"][index]
-        choice = int(sample_rng(self.seed, self.epoch, index).integers(len(captions)))
+        rng = sample_rng(self.seed, self.epoch, index)
+        choice = int(rng.integers(len(captions)))
+        if rng.random() < self.last_caption_probability:
+            choice = -1
         return {
             "latents": self.cache["latents"][index].float(),
             "pixels": self.cache["pixels"][index],

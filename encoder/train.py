@@ -35,6 +35,9 @@ class EncoderRecipe(Recipe):
     vae: str = field(default=REQUIRED, metadata={"help": "folder of the frozen VAE that made the cache"})
     tokenizer: str = field(default=REQUIRED, metadata={"help": "tokenizer folder"})
     size: str = field(default="tiny", metadata={"help": f"one of {', '.join(PRESETS)}; ignored with init_from"})
+    last_caption_probability: float = field(
+        default=0.0, metadata={"help": "of taking a picture's last caption, in `shapes` the fullest; else any of them"}
+    )
     objective: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "keyword arguments of OpenVision3PreTrainingConfig: loss weights, tau"}
     )
@@ -116,7 +119,7 @@ def main(argv: list[str]) -> None:
 
     run_training(
         PreTrainingObjective(model, vae),
-        CachedPairs(cache, seed),
+        CachedPairs(cache, seed, recipe.last_caption_probability),
         recipe,
         collate=PairCollator(tokenizer, model.config.text.get("max_position_embeddings", 128)),
         sampler=lambda world_size: DistinctSampler(cache["descriptions"], batch_size * world_size, seed),

@@ -72,7 +72,7 @@ def parts(out: Path, vae: Path, scale: float) -> list[Part]:
         Part("tokenizer", 0.2, ["encoder.train_tokenizer", f"--corpus={corpus}", f"--out={out}/tokenizer"]),
         Part("latents 64 px", 1.1, latents(64)),
         Part("latents 128 px", 0.2, latents(128)),
-        Part("encoder", 18.0, train("encoder.train", "encoder/recipes/tiny.yaml", 700, f"output_dir={out}/encoder",
+        Part("encoder", 21.0, train("encoder.train", "encoder/recipes/tiny.yaml", 1300, f"output_dir={out}/encoder",
                                     f"cache={out}/cache64", f"vae={vae}", f"tokenizer={out}/tokenizer")),
         Part("encoder 128 px, a few steps", 0.7, [
             "encoder.train", "encoder/recipes/tiny_128.yaml", "trainer.max_steps=5", f"output_dir={out}/encoder128",

@@ -90,6 +90,19 @@ def test_captions_are_drawn_anew_every_epoch():
     assert len(set(drawn)) > 1 and set(drawn) <= set(captions)
 
 
+def test_the_last_caption_is_drawn_as_often_as_asked():
+    cache = {
+        "keys": list(range(400)),
+        "captions": [["bare", "full"]] * 400,
+        "latents": torch.zeros(400, 1),
+        "pixels": torch.zeros(400, 1),
+    }
+    for probability, expected in ((0.0, 200), (0.6, 320), (1.0, 400)):  # the last is also one of any
+        pairs = CachedPairs(cache, seed=0, last_caption_probability=probability)
+        full = sum(pairs[index]["caption"] == "full" for index in range(400))
+        assert abs(full - expected) <= 4 * 10  # four standard deviations of 400 draws
+
+
 def batches(sampler):
     order = list(sampler)
     assert len(order) == len(sampler)
