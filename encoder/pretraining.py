@@ -143,6 +143,7 @@ class OpenVision3ForPreTraining(StrictLoading, PreTrainedModel):
         attention_mask: Tensor,
         pixel_values: Tensor | None = None,
         decode_latents: Callable[[Tensor], Tensor] | None = None,
+        measure_gradients: bool = False,
     ) -> PreTrainingOutput:
         """One step's losses.
 
@@ -152,6 +153,8 @@ class OpenVision3ForPreTraining(StrictLoading, PreTrainedModel):
             attention_mask: [batch, length], 1 on the caption.
             pixel_values: [batch, 3, height, width] in [-1, 1]; with `decode_latents` (the frozen VAE's decoder), the
                 pixel loss is computed on a random `pixel_loss_fraction` of the rows.
+            measure_gradients: also report, as `gradient/name`, the norm of each weighted term's gradient on the image
+                tokens: which loss the encoder listens to.
 
         Raises:
             ValueError: `decode_latents` without `pixel_values`.
@@ -186,6 +189,10 @@ class OpenVision3ForPreTraining(StrictLoading, PreTrainedModel):
         loss = sum(weights[name] * value for name, value in raw.items())
         losses = {name: value.detach() for name, value in raw.items()}
         losses.update({f"weighted/{name}": weights[name] * value.detach() for name, value in raw.items()})
+        if measure_gradients:
+            for name, value in raw.items():
+                (gradient,) = torch.autograd.grad(weights[name] * value, image_tokens, retain_graph=True)
+                losses[f"gradient/{name}"] = gradient.float().norm()
         with torch.no_grad():
             power = image_tokens.float().pow(2).mean(dim=(0, 1))
             top = max(1, power.numel() // 100)

@@ -27,6 +27,10 @@ from training.recipes import REQUIRED, Recipe, load_recipe
 from training.trainer import run_training
 
 
+# Every so many steps the gradient of each loss is measured: one more backward pass through what follows the tokens.
+GRADIENT_STEPS = 50
+
+
 @dataclass
 class EncoderRecipe(Recipe):
     """Joint pre-training of encoder, latent decoder and text towers on cached latents."""
@@ -67,15 +71,19 @@ class PreTrainingObjective(nn.Module):
         super().__init__()
         self.model = model
         self._decode = partial(decode, vae)
+        self._steps = 0
 
     def forward(self, latents: Tensor, pixels: Tensor, input_ids: Tensor, attention_mask: Tensor) -> dict:
         with_pixels = self.model.config.pixel_loss_fraction > 0
+        measure_gradients = self.training and self._steps % GRADIENT_STEPS == 0
+        self._steps += self.training
         output = self.model(
             latents,
             input_ids,
             attention_mask,
             pixel_values=pixels.float() / 127.5 - 1.0 if with_pixels else None,
             decode_latents=self._decode if with_pixels else None,
+            measure_gradients=measure_gradients,
         )
         return {"loss": output.loss, "losses": output.losses}
 

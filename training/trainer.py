@@ -46,8 +46,7 @@ class Trainer(transformers.Trainer):
         self.model_accepts_loss_kwargs = False
         self.ema = ema
         self.keep = keep
-        self._terms: dict[str, Tensor] = {}
-        self._term_count = 0
+        self._terms: dict[str, tuple[Tensor, int]] = {}  # sum and count since the last log line
         self._keys: list[str] = []
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
@@ -72,8 +71,8 @@ class Trainer(transformers.Trainer):
                 f"(samples {', '.join(map(str, self._keys[:8])) or 'unnamed'})."
             )
         for name, value in outputs["losses"].items():
-            self._terms[name] = self._terms.get(name, 0.0) + value.float()
-        self._term_count += 1
+            total, count = self._terms.get(name, (0.0, 0))
+            self._terms[name] = (total + value.float(), count + 1)
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
@@ -88,10 +87,10 @@ class Trainer(transformers.Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self._terms and "loss" in logs:
             names = sorted(self._terms)
-            means = torch.stack([self._terms[name] for name in names]) / self._term_count
+            means = torch.stack([total / count for total, count in map(self._terms.get, names)])
             means = self.accelerator.reduce(means, "mean").tolist()
             logs.update({f"loss/{name}": value for name, value in zip(names, means, strict=True)})
-            self._terms, self._term_count = {}, 0
+            self._terms = {}
         super().log(logs, start_time)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:

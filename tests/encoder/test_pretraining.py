@@ -137,3 +137,18 @@ def test_tokens_of_any_size_reconstruct_alike():
         tokens = tokens / tokens.detach().std() * factor  # of ordinary size: 1 and 10
         losses.append((model.latent_decoder(tokens, (2, 2)) - inputs["latents"]).abs().mean().item())
     assert abs(losses[0] - losses[1]) < 1e-5
+
+
+def test_measuring_gradients_reports_each_term_and_changes_none():
+    plain, once, twice = build(), build(), build(understanding_weight=2.0)
+    losses = {}
+    for name, model, measure in (("plain", plain, False), ("once", once, True), ("twice", twice, True)):
+        output = model(**batch(), measure_gradients=measure)
+        output.loss.backward()
+        losses[name] = output.losses
+    assert not any(key.startswith("gradient/") for key in losses["plain"])
+    for ours, theirs in zip(plain.parameters(), once.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+    for term, factor in (("latent", 1.0), ("caption", 2.0), ("contrastive", 2.0)):
+        assert losses["once"][f"gradient/{term}"] > 0
+        torch.testing.assert_close(losses["twice"][f"gradient/{term}"], factor * losses["once"][f"gradient/{term}"])
