@@ -26,7 +26,6 @@ from training.cli import run_cli
 from training.recipes import REQUIRED, Recipe, load_recipe
 from training.trainer import run_training
 
-
 # Every so many steps the gradient of each loss is measured: one more backward pass through what follows the tokens.
 GRADIENT_STEPS = 50
 
