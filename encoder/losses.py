@@ -35,8 +35,8 @@ def caption_loss(hidden_states: Tensor, head: nn.Linear, labels: Tensor, chunk: 
     """Mean cross-entropy over the labelled positions, without holding all logits at once.
 
     Args:
-        hidden_states: [batch, length, hidden_size], the row of token i predicting labels[:, i].
-        labels: [batch, length], -100 where nothing is predicted.
+        hidden_states: [..., hidden_size], the row of token i predicting label i.
+        labels: [...], -100 where nothing is predicted.
     """
     rows = labels != -100
     states, targets = hidden_states[rows], labels[rows]

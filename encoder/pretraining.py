@@ -20,6 +20,9 @@ from encoder.text import TEXT_PRESETS, CaptionDecoder, OpenVision3TextConfig, Te
 # exp of it is 1 / 0.07, OpenVision's initial temperature.
 INITIAL_LOG_SCALE = math.log(1 / 0.07)
 
+# A batch's texts pass through the text towers in so many groups of like length.
+TEXT_GROUPS = 4
+
 
 class OpenVision3PreTrainingConfig(PretrainedConfig):
     """The encoder, what it is trained with, and the weights of the losses (defaults: paper, Table 1, pre-training).
@@ -96,6 +99,20 @@ class OpenVision3PreTrainingConfig(PretrainedConfig):
             text={"vocab_size": vocab_size, "projection_dim": encoder.projection_dim, **TEXT_PRESETS[size]},
             **overrides,
         )
+
+
+def length_groups(attention_mask: Tensor) -> list[tuple[Tensor, int]]:
+    """Rows of like length together, so that short texts are not padded to the longest of the batch.
+
+    Args:
+        attention_mask: [batch, length], 1 on the text, padding on the right.
+
+    Returns:
+        (row numbers, length of their longest text) for each of at most TEXT_GROUPS groups; every row is in one.
+    """
+    lengths = attention_mask.sum(dim=1)
+    groups = lengths.argsort(stable=True).chunk(TEXT_GROUPS)
+    return [(rows, int(lengths[rows[-1]])) for rows in groups]
 
 
 @dataclass
@@ -179,9 +196,16 @@ class OpenVision3ForPreTraining(StrictLoading, PreTrainedModel):
             raw["pixel"] = F.l1_loss(decode_latents(decoded[rows]), pixel_values[rows])
             weights["pixel"] = config.reconstruction_weight
         labels = input_ids[:, 1:].masked_fill(attention_mask[:, 1:] == 0, -100)
-        states = self.caption_decoder.hidden_states(image_tokens, input_ids[:, :-1])
-        raw["caption"] = caption_loss(states, self.caption_decoder.head, labels)
-        text_features = self.text_encoder(input_ids, attention_mask).pooler_output
+        states, targets, text_features, order = [], [], [], []
+        for rows, length in length_groups(attention_mask):
+            tokens, mask, label = input_ids[rows, :length], attention_mask[rows, :length], labels[rows, : length - 1]
+            hidden_states = self.caption_decoder.hidden_states(image_tokens[rows], tokens[:, :-1])
+            states.append(hidden_states[label != -100])
+            targets.append(label[label != -100])
+            text_features.append(self.text_encoder(tokens, mask).pooler_output)
+            order.append(rows)
+        raw["caption"] = caption_loss(torch.cat(states), self.caption_decoder.head, torch.cat(targets))
+        text_features = torch.cat(text_features)[torch.cat(order).argsort()]
         scale = self.log_scale.exp()
         if config.logit_scale_max is not None:
             scale = scale.clamp(max=config.logit_scale_max)

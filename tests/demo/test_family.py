@@ -8,8 +8,9 @@ from safetensors import safe_open
 
 from demo.app import Family, build_app, main
 from demo.assemble import assembled
+from demo.evaluate_outside import auroc, measure
 from demo.family import WEIGHTS, FamilyError
-from demo.outside import Outside, auroc, measure
+from demo.outside import Outside
 from encoder import OpenVision3Autoencoder
 from generator import OpenVision3Pipeline
 from mllm import ChatModel

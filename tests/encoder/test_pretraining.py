@@ -152,3 +152,15 @@ def test_measuring_gradients_reports_each_term_and_changes_none():
     for term, factor in (("latent", 1.0), ("caption", 2.0), ("contrastive", 2.0)):
         assert losses["once"][f"gradient/{term}"] > 0
         torch.testing.assert_close(losses["twice"][f"gradient/{term}"], factor * losses["once"][f"gradient/{term}"])
+
+
+def test_grouping_texts_by_length_changes_no_loss_and_no_gradient(monkeypatch):
+    results = []
+    for groups in (1, 3):
+        monkeypatch.setattr("encoder.pretraining.TEXT_GROUPS", groups)
+        model = build()
+        output = model(**batch())
+        output.loss.backward()
+        results.append((output.losses, [parameter.grad for parameter in model.parameters()]))
+    torch.testing.assert_close(results[0][0], results[1][0])
+    torch.testing.assert_close(results[0][1], results[1][1])
