@@ -165,17 +165,22 @@ class DistinctSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         rng = np.random.default_rng((self.seed, self.epoch))
-        queue: deque[int] = deque()
+        fresh: Iterator[int] = iter(())
+        waiting: dict[int, deque[int]] = {}  # by label, the longest waiting label first
         for _ in range(len(self) // self.batch_size):
-            taken, waiting, size = set(), [], 0
+            early = list(waiting)[: self.batch_size]
+            for label in early:
+                yield waiting[label].popleft()
+                if not waiting[label]:
+                    del waiting[label]
+            taken, size = set(early), len(early)
             while size < self.batch_size:
-                if not queue:
-                    queue.extend(rng.permutation(len(self.labels)).tolist())
-                index = queue.popleft()
-                if self.labels[index] in taken:
-                    waiting.append(index)
-                    continue
-                taken.add(self.labels[index])
-                size += 1
-                yield index
-            queue.extendleft(waiting)
+                index = next(fresh, None)
+                if index is None:
+                    fresh = iter(rng.permutation(len(self.labels)).tolist())
+                elif self.labels[index] in taken:
+                    waiting.setdefault(self.labels[index], deque()).append(index)
+                else:
+                    taken.add(self.labels[index])
+                    size += 1
+                    yield index

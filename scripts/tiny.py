@@ -91,7 +91,7 @@ def parts(out: Path, vae: Path, scale: float) -> list[Part]:
                                  f"init_from={out}/align", *questions), lane=1),
         Part("questions test_iid", 0.8, ask("test_iid"), lane=1),
         Part("questions test_combo", 0.8, ask("test_combo"), lane=1),
-        Part("generator", 35.0, train("generator.train", "generator/recipes/tiny.yaml", 2000,
+        Part("generator", 45.0, train("generator.train", "generator/recipes/tiny.yaml", 2500,
                                       f"output_dir={out}/generator", f"data=[{out}/cache64]",
                                       f"autoencoder={autoencoder}"), lane=2),
         Part("drawings", 3.0, [
