@@ -102,12 +102,18 @@ def load_cached(folder: str | Path, vae: AutoencoderKL | None = None) -> dict:
     return {**cache, **json.loads((folder / TEXTS_FILE).read_text())}
 
 
+def choose_caption(captions: list[str], rng: np.random.Generator, last_caption_probability: float) -> str:
+    """The last caption with that probability (in `shapes` it is the fullest), else any with equal chance."""
+    choice = int(rng.integers(len(captions)))
+    return captions[-1 if rng.random() < last_caption_probability else choice]
+
+
 class CachedPairs(Dataset):
     """Cached latents with one caption of each picture, drawn anew every epoch.
 
     Args:
         cache: what `load_cached` returns.
-        last_caption_probability: of taking the last caption, in `shapes` the fullest; else any with equal chance.
+        last_caption_probability: see `choose_caption`.
 
     Items are {"latents": float32 [16, height, width], "pixels": uint8 [3, 8 height, 8 width], "caption": str,
     "key": str}.
@@ -126,13 +132,10 @@ class CachedPairs(Dataset):
     def __getitem__(self, index: int) -> dict:
         captions = self.cache["captions"][index]
         rng = sample_rng(self.seed, self.epoch, index)
-        choice = int(rng.integers(len(captions)))
-        if rng.random() < self.last_caption_probability:
-            choice = -1
         return {
             "latents": self.cache["latents"][index].float(),
             "pixels": self.cache["pixels"][index],
-            "caption": captions[choice],
+            "caption": choose_caption(captions, rng, self.last_caption_probability),
             "key": self.cache["keys"][index],
         }
 

@@ -1,17 +1,24 @@
 """The latent decoder: image tokens -> VAE latents, a ViT of patch size 1 over the token grid."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from encoder.layers import LAYER_NORM_EPS, Block, init_weights
-from encoder.positions import sincos_positions
+from encoder.positions import OPENVISION_FREQUENCIES, SMALL_GRID_FREQUENCIES, sincos_positions
 
 # The paper's M/1, B/1 and L/1 (dimensions of OpenVision's vit.decode_variant), and ours for laptops.
 DECODER_PRESETS = {
-    "tiny": dict(hidden_size=192, num_hidden_layers=4, num_attention_heads=3, intermediate_size=768),
+    "tiny": dict(
+        hidden_size=192,
+        num_hidden_layers=4,
+        num_attention_heads=3,
+        intermediate_size=768,
+        position_frequencies=SMALL_GRID_FREQUENCIES,
+    ),
     "medium": dict(hidden_size=512, num_hidden_layers=12, num_attention_heads=8, intermediate_size=2048),
     "base": dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072),
     "large": dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096),
@@ -29,6 +36,7 @@ class LatentDecoder(nn.Module):
         noise_space: where the noise is added. "layernorm": after a LayerNorm without parameters, so that growing tokens
             cannot escape it; "raw": to the tokens as they are (the equation read literally); "statistics": in units of
             `token_std`, a buffer to be filled for a frozen encoder.
+        position_frequencies: see `sincos_positions`.
     """
 
     def __init__(
@@ -42,12 +50,14 @@ class LatentDecoder(nn.Module):
         intermediate_size: int,
         noise_tau: float = 0.8,
         noise_space: str = "layernorm",
+        position_frequencies: Sequence[float] = OPENVISION_FREQUENCIES,
     ) -> None:
         super().__init__()
         if noise_space not in NOISE_SPACES:
             raise ValueError(f"noise_space is {noise_space!r}; choose one of {', '.join(NOISE_SPACES)}.")
         self.hidden_size, self.latent_patch_size = hidden_size, latent_patch_size
         self.noise_tau, self.noise_space = noise_tau, noise_space
+        self.position_frequencies = position_frequencies
         if noise_space == "statistics":
             self.register_buffer("token_std", torch.ones(token_size))
         self.embedding = nn.Linear(token_size, hidden_size)
@@ -84,7 +94,8 @@ class LatentDecoder(nn.Module):
         if rows * columns != count:
             raise ValueError(f"{count} image tokens do not fill a {rows} x {columns} grid; pass grid=(rows, columns).")
         hidden_states = self.embedding(self.add_noise(image_tokens))
-        hidden_states = hidden_states + sincos_positions(rows, columns, self.hidden_size).to(hidden_states)
+        positions = sincos_positions(rows, columns, self.hidden_size, self.position_frequencies)
+        hidden_states = hidden_states + positions.to(hidden_states)
         for layer in self.layers:
             hidden_states = layer(hidden_states)
         patches = self.head(self.norm(hidden_states)).transpose(1, 2).unflatten(2, (rows, columns))

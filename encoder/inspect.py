@@ -64,7 +64,9 @@ def inspect_weights(model: OpenVision3Model) -> dict[str, Any]:
     proj = model.proj
     positions = "fixed sine-cosine, not stored"
     if config.position_table:
-        fixed = F.pad(sincos_positions(side, side, config.hidden_size), (0, 0, 1, 0)).to(model.position_embedding)
+        fixed = F.pad(sincos_positions(side, side, config.hidden_size, config.position_frequencies), (0, 0, 1, 0)).to(
+            model.position_embedding
+        )
         worst = (model.position_embedding - fixed).abs().max().item()
         positions = (
             "stored table, equal to the fixed sine-cosine one: any grid works"

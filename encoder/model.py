@@ -1,6 +1,7 @@
 """The unified encoder: frozen VAE latents -> ViT -> tokens that serve understanding and generation alike."""
 
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,12 +13,18 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from encoder import open_clip
 from encoder.layers import LAYER_NORM_EPS, Block, StrictLoading, init_weights
-from encoder.positions import sincos_positions
+from encoder.positions import OPENVISION_FREQUENCIES, SMALL_GRID_FREQUENCIES, sincos_positions
 from encoder.vae import DOWNSAMPLING, encode
 
 # Sizes: base from a released checkpoint's weights, large computed from its file size, tiny ours.
 PRESETS = {
-    "tiny": dict(hidden_size=192, num_hidden_layers=6, num_attention_heads=3, intermediate_size=768),
+    "tiny": dict(
+        hidden_size=192,
+        num_hidden_layers=6,
+        num_attention_heads=3,
+        intermediate_size=768,
+        position_frequencies=SMALL_GRID_FREQUENCIES,
+    ),
     "base": dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072),
     "large": dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096),
 }
@@ -31,6 +38,7 @@ class OpenVision3Config(PretrainedConfig):
         projection_dim: width of the pooled contrastive vector; None: hidden_size.
         final_ln_after_pool: tokens leave before the last LayerNorm, which then sees their mean only (released layout).
         position_table: positions are a stored table, as in open_clip checkpoints, instead of the fixed sine-cosine.
+        position_frequencies: see `sincos_positions`.
         normalize_tokens: a LayerNorm without parameters ends the token path, for consumers that mind large tokens.
         vae_config: config of a diffusers AutoencoderKL whose encoder half is part of the model; None: `latents` only.
     """
@@ -49,6 +57,7 @@ class OpenVision3Config(PretrainedConfig):
         projection_dim: int | None = None,
         final_ln_after_pool: bool = True,
         position_table: bool = False,
+        position_frequencies: Sequence[float] = OPENVISION_FREQUENCIES,
         normalize_tokens: bool = False,
         vae_config: dict | None = None,
         **kwargs,
@@ -71,6 +80,7 @@ class OpenVision3Config(PretrainedConfig):
         self.projection_dim = hidden_size if projection_dim is None else projection_dim
         self.final_ln_after_pool = final_ln_after_pool
         self.position_table = position_table
+        self.position_frequencies = list(position_frequencies)
         self.normalize_tokens = normalize_tokens
         self.vae_config = vae_config
         super().__init__(**kwargs)
@@ -125,7 +135,7 @@ class OpenVision3Model(StrictLoading, PreTrainedModel):
             nn.init.kaiming_uniform_(module.patch_embedding.weight, a=5**0.5)
             if module.config.position_table:
                 side = module.config.image_size // module.config.patch_size
-                table = F.pad(sincos_positions(side, side, module.config.hidden_size), (0, 0, 1, 0))
+                table = F.pad(module._sincos(side, side), (0, 0, 1, 0))
                 # transformers calls this after loading too; only its own functions spare what was loaded.
                 initialization.copy_(module.position_embedding, table)
         elif isinstance(module, nn.Linear | nn.LayerNorm):
@@ -167,6 +177,9 @@ class OpenVision3Model(StrictLoading, PreTrainedModel):
             self.vae.requires_grad_(False).eval()
         return self
 
+    def _sincos(self, height: int, width: int) -> Tensor:
+        return sincos_positions(height, width, self.config.hidden_size, self.config.position_frequencies)
+
     def positions(self, height: int, width: int) -> Tensor:
         """Position rows for a grid: [1 + height * width, hidden_size], the first of them the class token's.
 
@@ -175,13 +188,13 @@ class OpenVision3Model(StrictLoading, PreTrainedModel):
         """
         size = self.config.hidden_size
         side = self.config.image_size // self.config.patch_size
-        fixed = sincos_positions(height, width, size).to(self.class_embedding)
+        fixed = self._sincos(height, width).to(self.class_embedding)
         zero = fixed.new_zeros(1, size)
         if not self.config.position_table:
             return torch.cat([zero, fixed])
         if (height, width) == (side, side):
             return self.position_embedding
-        own = torch.cat([zero, sincos_positions(side, side, size).to(zero)])
+        own = torch.cat([zero, self._sincos(side, side).to(zero)])
         if not (self.position_embedding - own).abs().max() <= POSITION_TOLERANCE:
             raise ValueError(
                 f"This checkpoint's learned positions fit a {side} x {side} grid only, not {height} x {width};"

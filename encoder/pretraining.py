@@ -92,7 +92,13 @@ class OpenVision3PreTrainingConfig(PretrainedConfig):
                 "image_size": image_size,
                 **{
                     key: getattr(encoder, key)
-                    for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+                    for key in (
+                        "hidden_size",
+                        "num_hidden_layers",
+                        "num_attention_heads",
+                        "intermediate_size",
+                        "position_frequencies",
+                    )
                 },
             },
             decoder=dict(DECODER_PRESETS[decoder_size]),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from encoder.data import load_cached
+from encoder.data import choose_caption, load_cached
 from generator.text import tokenize
 from training.shards import sample_rng
 
@@ -71,10 +71,11 @@ class DrawingDataset(Dataset):
 
     def __init__(
         self, drawings: Drawings, tokens: Tensor | None, token_shape: tuple[int, int], seed: int, drop: float,
-        null_label: int | None,
+        last_caption_probability: float, null_label: int | None,
     ):  # fmt: skip
         self.drawings, self.tokens, self.token_shape = drawings, tokens, token_shape
         self.seed, self.drop, self.null_label, self.epoch = seed, drop, null_label, 0
+        self.last_caption_probability = last_caption_probability
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -84,8 +85,8 @@ class DrawingDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict:
         rng = sample_rng(self.seed, self.epoch, index)
-        texts = self.drawings.captions[index]
-        text, dropped = texts[rng.integers(len(texts))], rng.random() < self.drop
+        text = choose_caption(self.drawings.captions[index], rng, self.last_caption_probability)
+        dropped = rng.random() < self.drop
         item = {
             "key": self.drawings.keys[index],
             "timestep": float(1 / (1 + np.exp(-rng.standard_normal()))),

@@ -5,10 +5,13 @@ same numbers here; parameter names follow its checkpoints where the two coincide
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from encoder.positions import OPENVISION_FREQUENCIES
 
 FFN_MULTIPLE = 64  # aligned feed-forward widths are rounded up to this, which matrix units like
 
@@ -99,9 +102,13 @@ def signed(rotary: tuple[Tensor, Tensor], num_text: int = 0) -> tuple[Tensor, Te
     return cos[:, None], sin[:, None]
 
 
-def sincos_table(height: int, width: int, dim: int) -> Tensor:
-    """[height * width, dim]: sin and cos of the column, then sin and cos of the row (as MAE and DiT)."""
-    frequencies = 1.0 / 10000 ** (torch.arange(dim // 4, dtype=torch.float64) / (dim / 4.0))
+def sincos_table(height: int, width: int, dim: int, frequencies: Sequence[float] = OPENVISION_FREQUENCIES) -> Tensor:
+    """[height * width, dim]: sin and cos of the column, then sin and cos of the row (as MAE and DiT).
+
+    frequencies: the highest, and the lowest that is not reached any more, radians per patch.
+    """
+    highest, lowest = frequencies
+    frequencies = highest / (highest / lowest) ** (torch.arange(dim // 4, dtype=torch.float64) / (dim / 4.0))
     rows, columns = torch.meshgrid(
         torch.arange(height, dtype=torch.float64), torch.arange(width, dtype=torch.float64), indexing="ij"
     )

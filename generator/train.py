@@ -51,6 +51,9 @@ class GeneratorRecipe(Recipe):
         default=None, metadata={"help": "time shift; none: max(1, sqrt(numbers in a picture's tokens / 4096))"}
     )
     max_text_tokens: int = field(default=256, metadata={"help": "longer captions are cut to this"})
+    last_caption_probability: float = field(
+        default=0.0, metadata={"help": "of learning from a picture's last caption, the fullest of shapes; else any"}
+    )
     drop: float = field(default=0.1, metadata={"help": "share of captions or labels left out, for guidance"})
     cache_gb: float = field(
         default=4.0,
@@ -176,7 +179,15 @@ def main(argv: list[str]) -> None:
         )
         return picture_grid(drawn.images, columns=4)
 
-    dataset = DrawingDataset(drawings, tokens, tuple(first.shape[1:]), seed, recipe.drop, recipe.num_classes)
+    dataset = DrawingDataset(
+        drawings,
+        tokens,
+        tuple(first.shape[1:]),
+        seed,
+        recipe.drop,
+        recipe.last_caption_probability,
+        recipe.num_classes,
+    )
     limit = 0 if tokenizer is None else min(recipe.max_text_tokens, longest_text(text_encoder, tokenizer))
     run_training(
         FlowObjective(transformer, shift, autoencoder, text_encoder),

@@ -13,6 +13,7 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from encoder.positions import OPENVISION_FREQUENCIES, SMALL_GRID_FREQUENCIES
 from generator.layers import (
     DiTBlock,
     FinalLayer,
@@ -25,13 +26,16 @@ from generator.layers import (
 )
 
 # encoder and head: width, depth, heads. S and XL are RAE's; B and L are LightningDiT's encoders with RAE's head.
+# fmt: off
 PRESETS: dict[str, dict] = {
-    "tiny": {"hidden_size": (192, 256), "num_layers": (6, 2), "num_attention_heads": (3, 4)},
+    "tiny": {"hidden_size": (192, 256), "num_layers": (6, 2), "num_attention_heads": (3, 4),
+             "position_frequencies": SMALL_GRID_FREQUENCIES},
     "S": {"hidden_size": (384, 2048), "num_layers": (12, 2), "num_attention_heads": (6, 16)},
     "B": {"hidden_size": (768, 2048), "num_layers": (12, 2), "num_attention_heads": (12, 16)},
     "L": {"hidden_size": (1024, 2048), "num_layers": (24, 2), "num_attention_heads": (16, 16)},
     "XL": {"hidden_size": (1152, 2048), "num_layers": (28, 2), "num_attention_heads": (16, 16)},
 }
+# fmt: on
 
 
 class DiTDHTransformer2DModel(ModelMixin, ConfigMixin):
@@ -49,6 +53,7 @@ class DiTDHTransformer2DModel(ModelMixin, ConfigMixin):
         text_hidden_size: width of the text states.
         qk_norm, align_ffn: ours by default, off in RAE's published weights.
         feed_forward (swiglu, gelu), norm (rms, layer), rope, absolute_positions: RAE's options, for its weights.
+        position_frequencies: highest and lowest of the absolute positions; see encoder.positions.
         statistics_per_position: token statistics are [channels, height, width] (RAE) instead of per channel.
     """
 
@@ -75,6 +80,7 @@ class DiTDHTransformer2DModel(ModelMixin, ConfigMixin):
         norm: str = "rms",
         rope: bool = True,
         absolute_positions: bool = True,
+        position_frequencies: Sequence[float] = OPENVISION_FREQUENCIES,
         statistics_per_position: bool = False,
     ):
         super().__init__()
@@ -101,7 +107,7 @@ class DiTDHTransformer2DModel(ModelMixin, ConfigMixin):
         self.final_layer = FinalLayer(head_width, in_channels, norm)
 
         if absolute_positions:
-            self.register_buffer("pos_embed", sincos_table(*self.grid, width)[None])
+            self.register_buffer("pos_embed", self._sincos(*self.grid)[None])
         statistics_shape = (in_channels, *self.grid) if statistics_per_position else (in_channels, 1, 1)
         self.register_buffer("token_mean", torch.zeros(statistics_shape))
         self.register_buffer("token_std", torch.ones(statistics_shape))
@@ -142,14 +148,22 @@ class DiTDHTransformer2DModel(ModelMixin, ConfigMixin):
             raise ValueError(f"norm is {config.norm!r}: choose rms or layer.")
 
     def _init_weights(self) -> None:
-        """PyTorch's default, but: embeddings N(0, 0.02) or Xavier; adaLN and output zero: the first velocity is 0."""
+        """PyTorch's default, but: embeddings N(0, 0.02) or Xavier; adaLN and output zero: the first velocity is 0.
+
+        RAE's models are 768 wide or more; a narrower one starts with as loud a time embedding as they have, else adaLN,
+        zero at the start, opens late.
+        """
         for embedder in (self.s_embedder, self.x_embedder):
             nn.init.xavier_uniform_(embedder.weight)
             nn.init.zeros_(embedder.bias)
-        nn.init.normal_(self.t_embedder.mlp[0].weight, std=0.02)
-        nn.init.normal_(self.t_embedder.mlp[2].weight, std=0.02)
+        std = 0.02 * max(1.0, 768 / self.config.hidden_size[0])
+        nn.init.normal_(self.t_embedder.mlp[0].weight, std=std)
+        nn.init.normal_(self.t_embedder.mlp[2].weight, std=std)
         if self.config.num_classes is not None:
-            nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
+            nn.init.normal_(self.y_embedder.embedding_table.weight, std=std)
+        else:
+            for layer in (self.text_embedder.proj, self.text_embedder.pooled[0], self.text_embedder.pooled[2]):
+                nn.init.xavier_normal_(layer.weight)
         layers = [layer.adaLN_modulation[-1] for layer in (*self.blocks, self.final_layer)]
         for layer in (*layers, self.final_layer.linear):
             nn.init.zeros_(layer.weight)
@@ -168,16 +182,19 @@ class DiTDHTransformer2DModel(ModelMixin, ConfigMixin):
         self.token_mean.copy_(mean.reshape(self.token_mean.shape))
         self.token_std.copy_(std.reshape(self.token_std.shape))
 
+    def _sincos(self, height: int, width: int) -> Tensor:
+        return sincos_table(height, width, self.config.hidden_size[0], self.config.position_frequencies)
+
     def _positions(self, grid: tuple[int, int]) -> Tensor:
         """The absolute positions [1, tokens, width] of this grid."""
         if grid == self.grid:
             return self.pos_embed
-        table = sincos_table(*self.grid, self.config.hidden_size[0]).to(self.pos_embed)
+        table = self._sincos(*self.grid).to(self.pos_embed)
         if (table - self.pos_embed).abs().max() > 1e-6 + torch.finfo(table.dtype).eps:
             raise ValueError(
                 f"The loaded pos_embed is not the sin-cos table, so it knows only its own grid {self.grid}, not {grid}."
             )
-        return sincos_table(*grid, self.config.hidden_size[0])[None].to(self.pos_embed)
+        return self._sincos(*grid)[None].to(self.pos_embed)
 
     def _rotary(self, part: int, grid: tuple[int, int], num_text: int = 0) -> tuple[Tensor, Tensor] | None:
         """The rotary tables of this grid's tokens, followed by `num_text` tokens that are not turned."""

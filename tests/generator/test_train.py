@@ -102,7 +102,9 @@ def test_accumulated_micro_batches_learn_the_same(files):
 def test_random_choices_belong_to_the_picture(autoencoder, tokenizer):
     drawings = Drawings(["a", "b"], torch.randn(2, 16, 8, 8).half(), [["a red circle", "a blue circle"]] * 2)
     tokens = cache_tokens(autoencoder, drawings.latents)
-    dataset = DrawingDataset(drawings, tokens, (16, 192), seed=0, drop=0.5, null_label=None)
+    dataset = DrawingDataset(
+        drawings, tokens, (16, 192), seed=0, drop=0.5, last_caption_probability=0.0, null_label=None
+    )
     first, again, other = dataset[0], dataset[0], dataset[1]
     assert torch.equal(first["noise"], again["noise"]) and first["text"] == again["text"]
     assert not torch.equal(first["noise"], other["noise"])
@@ -120,7 +122,9 @@ def test_cached_tokens_and_online_encoding_give_the_same_loss(autoencoder, token
     assert all(name.startswith("transformer.") for name, _ in objective.named_parameters())
     losses = []
     for tokens in (None, cache_tokens(autoencoder, drawings.latents)):
-        dataset = DrawingDataset(drawings, tokens, (16, 192), seed=0, drop=0.1, null_label=None)
+        dataset = DrawingDataset(
+            drawings, tokens, (16, 192), seed=0, drop=0.1, last_caption_probability=0.0, null_label=None
+        )
         batch = Collator(tokenizer, 64)([dataset[0], dataset[1]])
         batch.pop("keys")
         losses.append(objective(**batch)["loss"].item())
