@@ -2,6 +2,7 @@
 
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -77,7 +78,11 @@ def test_the_demo_answers_draws_and_reconstructs(loaded, picture):
     assert answers and answers[-1].strip() == loaded.chat.chat(QUESTION, [picture])
     drawings = loaded.draw("a red circle", 2, 3, 4, 2.0)
     assert [drawing.size for drawing in drawings] == [(32, 32)] * 2
-    assert loaded.draw("a red circle", 1, 3, 4, 2.0)[0].tobytes() == drawings[0].tobytes()
+    alone = loaded.draw("a red circle", 1, 3, 4, 2.0)[0]
+    # The noise is the same to the bit (test_flow.py); two pictures are summed in another order than one, as the CPU's
+    # BLAS decides, and a value that falls on the border between two of 256 levels may round to either.
+    levels = [np.asarray(drawing, dtype=int) for drawing in (alone, *drawings)]
+    assert abs(levels[0] - levels[1]).max() <= 1 < abs(levels[1] - levels[2]).max()
     before, after, text = loaded.reconstruct(picture)
     assert before.size == after.size == (32, 32) and "dB" in text
     assert build_app(loaded).title == "OpenVision 3"

@@ -162,5 +162,6 @@ def test_grouping_texts_by_length_changes_no_loss_and_no_gradient(monkeypatch):
         output = model(**batch())
         output.loss.backward()
         results.append((output.losses, [parameter.grad for parameter in model.parameters()]))
-    torch.testing.assert_close(results[0][0], results[1][0])
-    torch.testing.assert_close(results[0][1], results[1][1])
+    # A group is summed in another order than the whole batch; the CPU's BLAS decides which.
+    torch.testing.assert_close(results[0][0], results[1][0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(results[0][1], results[1][1], atol=1e-5, rtol=1e-4)

@@ -71,11 +71,12 @@ def test_padding_does_not_change_the_text_encoder(text_encoder):
     padded = torch.cat([text, torch.full((1, 5), PAD)], dim=1)
     mask = (torch.arange(11) < 6).long()[None]
     together = text_encoder(padded, mask)
-    torch.testing.assert_close(together.pooler_output, alone.pooler_output, atol=1e-6, rtol=0)
-    torch.testing.assert_close(together.last_hidden_state[:, :6], alone.last_hidden_state, atol=1e-6, rtol=0)
+    # Not closer: a matrix of another height is summed in another order, and which order the CPU's BLAS decides.
+    torch.testing.assert_close(together.pooler_output, alone.pooler_output, atol=1e-5, rtol=0)
+    torch.testing.assert_close(together.last_hidden_state[:, :6], alone.last_hidden_state, atol=1e-5, rtol=0)
     garbage = padded.clone()
     garbage[:, 6:] = 9
-    torch.testing.assert_close(text_encoder(garbage, mask)[1], alone[1], atol=1e-6, rtol=0)
+    assert torch.equal(text_encoder(garbage, mask)[1], together[1])  # of the same shape: summed in the same order
 
 
 def test_the_text_encoder_looks_both_ways_and_refuses_long_texts(text_encoder):

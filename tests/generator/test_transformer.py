@@ -73,9 +73,10 @@ def test_padding_changes_nothing():
         padded[0, 5:], padded[1, 2:] = padding, padding
         longer = torch.cat([mask, torch.zeros(2, 3, dtype=mask.dtype)], dim=1)
         again = model(tokens, timestep, encoder_hidden_states=padded, encoder_attention_mask=longer).sample
-        assert torch.allclose(again, velocity, atol=1e-5)
+        # Not closer, here and below: another width or batch is summed in another order, which the CPU's BLAS decides.
+        assert torch.allclose(again, velocity, atol=1e-4)
     alone = model(tokens[1:], timestep[1:], encoder_hidden_states=states[1:, :2]).sample
-    assert torch.allclose(alone, velocity[1:], atol=1e-5)
+    assert torch.allclose(alone, velocity[1:], atol=1e-4)
 
 
 def test_text_changes_the_velocity_and_an_all_masked_text_is_finite():

@@ -61,7 +61,8 @@ def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
     done = _run(two, *plain, launcher=TWO_PROCESSES, NO_DROPOUT="1")
     assert done.returncode == 0, done.stderr
     for name, value in _weights(one).items():
-        assert torch.allclose(value, _weights(two)[name], atol=1e-6), name
+        # Half a batch is summed in another order than the whole one; the CPU's BLAS decides which.
+        assert torch.allclose(value, _weights(two)[name], atol=1e-5), name
 
 
 def test_frozen_parts_do_not_move(tmp_path):
