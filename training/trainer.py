@@ -15,8 +15,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.trainer import TRAINER_STATE_NAME
 
 from training.callbacks import EMACallback, EpochCallback, PicturesCallback
 from training.checkpoints import check_same_run, discard_incomplete, last_checkpoint, mark_complete, write_run
@@ -128,6 +129,18 @@ class Trainer(transformers.Trainer):
         if self.ema is not None:
             self.ema.load_state_dict(load_file(folder / EMA_FILE))
 
+    def load_finished(self, folder: Path) -> bool:
+        """Reads weights and state of a checkpoint with no step left to train; False, and nothing read, if one is left.
+
+        transformers itself would begin the last epoch again and train a step beyond max_steps.
+        """
+        state = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
+        if not 0 < self.args.max_steps <= state.global_step:
+            return False
+        self.state = state
+        self._load_from_checkpoint(str(folder))
+        return True
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         parameters = dict((self.model if model is None else model).named_parameters())
         with torch.no_grad():
@@ -206,7 +219,8 @@ def run_training(
     last = last_checkpoint(output_dir)
     if last is not None:
         trainer.load_checkpoint_parts(last)
-    trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    if last is None or not trainer.load_finished(last):
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
     if trainer.is_world_process_zero():
         history = {"log_history": trainer.state.log_history}
         (output_dir / "history.json").write_text(json.dumps(history, indent=1))

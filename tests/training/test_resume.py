@@ -1,5 +1,6 @@
 """Killed and started again with the same command, a training ends with the weights of one that was not killed."""
 
+import json
 import os
 import signal
 import subprocess
@@ -51,6 +52,21 @@ def test_killed_while_training_and_while_saving(tmp_path, workers):
     assert done.returncode == 0, done.stderr
     for name, value in _weights(whole).items():
         assert torch.equal(value, _weights(killed)[name]), name
+
+
+def test_a_training_killed_while_exporting_trains_no_further(tmp_path):
+    folder = _folder(tmp_path, "run")
+    assert _run(folder).returncode == 0
+    first = _weights(folder)
+    for name in ("toy.safetensors", "history.json"):
+        (folder / "out" / name).unlink()
+    done = _run(folder)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in (folder / "out").glob("checkpoint-*")] == ["checkpoint-14"]
+    for name, value in first.items():
+        assert torch.equal(value, _weights(folder)[name]), name
+    steps = [row["step"] for row in json.loads((folder / "out" / "history.json").read_text())["log_history"]]
+    assert steps == list(range(1, 15))
 
 
 def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
