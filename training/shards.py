@@ -10,8 +10,12 @@ import os
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
+
+# Shards kept open at a time; many systems allow a process no more than 1,024 files.
+MAX_OPEN = 64
 
 
 class ShardError(ValueError):
@@ -28,10 +32,11 @@ class TarShards:
 
     `shards[i]` is `{"__key__": str, "png": bytes, "json": bytes, ...}`, the extensions being what the shard holds.
     The tar headers are read once, when the object is made; a sample is read with one `pread` per file, so that worker
-    processes may share the object.
+    processes may share the object. At most `MAX_OPEN` shards are open, those read last.
 
     Raises:
-        ShardError: no shard there, or a truncated one.
+        ShardError: no shard there, or one that is cut short or damaged: its headers must lead to two blocks of zeros,
+            the end of a tar file, and nothing may follow them.
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -42,7 +47,7 @@ class TarShards:
         self._samples: list[tuple[str, dict[str, tuple[int, int, int]]]] = []
         for number, path in enumerate(self.paths):
             self._index(number, path)
-        self._files: dict[int, int] = {}
+        self._files: dict[int, BinaryIO] = {}  # by number of the shard, the longest unread first
 
     def _index(self, number: int, path: Path) -> None:
         size, previous = path.stat().st_size, None
@@ -60,6 +65,8 @@ class TarShards:
                         self._samples.append((key, {}))
                         previous = key
                     self._samples[-1][1][extension.lower()] = (number, member.offset_data, member.size)
+                end = tar.offset  # tarfile ends in silence at a damaged header, and at the end of a cut file
+            _check_end(path, end)
         except tarfile.TarError as error:
             raise ShardError(
                 f"{path} is not a readable tar file ({error}); copy or prepare this shard again."
@@ -72,17 +79,31 @@ class TarShards:
         key, parts = self._samples[index]
         sample: dict[str, str | bytes] = {"__key__": key}
         for extension, (number, offset, size) in parts.items():
-            if number not in self._files:
-                self._files[number] = os.open(self.paths[number], os.O_RDONLY)
-            sample[extension] = os.pread(self._files[number], size, offset)
+            sample[extension] = os.pread(self._open(number).fileno(), size, offset)
         return sample
+
+    def _open(self, number: int) -> BinaryIO:
+        file = self._files.pop(number, None) or open(self.paths[number], "rb", buffering=0)
+        self._files[number] = file
+        if len(self._files) > MAX_OPEN:
+            del self._files[next(iter(self._files))]  # the last reference closes the file
+        return file
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_files": {}}
 
-    def __del__(self) -> None:
-        for file in self.__dict__.get("_files", {}).values():
-            os.close(file)
+
+def _check_end(path: Path, offset: int) -> None:
+    """Refuses a tar file that has anything but its end at `offset`: two blocks of zeros, then zeros alone."""
+    with open(path, "rb") as file:
+        file.seek(offset)
+        last = file.read(2 * tarfile.BLOCKSIZE)
+        if len(last) < 2 * tarfile.BLOCKSIZE:
+            raise ShardError(f"{path} is truncated: it has no end; copy or prepare this shard again.")
+        while last:
+            if last.strip(b"\0"):
+                raise ShardError(f"{path} is damaged behind byte {offset}; copy or prepare this shard again.")
+            last = file.read(1 << 20)
 
 
 def write_shards(folder: str | Path, samples: Iterable[dict[str, str | bytes]], per_shard: int = 5000) -> int:

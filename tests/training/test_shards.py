@@ -1,9 +1,12 @@
 """Shards: what is written is read, the same samples give the same bytes, damage is named."""
 
+import os
 import pickle
 import tarfile
+from pathlib import Path
 
 import pytest
+import torch
 
 from training.shards import ShardError, TarShards, sample_rng, write_shards
 
@@ -56,6 +59,45 @@ def test_missing_and_truncated_shards_are_named(tmp_path):
     (tmp_path / "00000.tar").write_bytes(whole[:2000])
     with pytest.raises(ShardError, match="00000.tar.*(truncated|readable).*again"):
         TarShards(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["header", "zeroed", "boundary", "one block", "second archive"])
+def test_a_shard_that_would_lose_samples_in_silence_is_refused(tmp_path, damage):
+    write_shards(tmp_path, _samples(10))
+    path = tmp_path / "00000.tar"
+    whole = path.read_bytes()
+    with tarfile.open(path) as tar:
+        members = tar.getmembers()
+    fourth, end = members[8].offset, members[-1].offset_data + 512
+    parts = {
+        "header": whole[: fourth + 3] + b"\xff" + whole[fourth + 4 :],
+        "zeroed": whole[:fourth] + bytes(1024) + whole[fourth + 1024 :],
+        "boundary": whole[:fourth],
+        "one block": whole[: end + 512],
+        "second archive": whole + whole,
+    }
+    path.write_bytes(parts[damage])
+    with pytest.raises(ShardError, match="00000.tar is (truncated|damaged).*again"):
+        TarShards(tmp_path)
+    path.write_bytes(whole[: end + 1024])  # the end itself needs no padding
+    assert len(TarShards(tmp_path)) == 10
+
+
+def test_few_shards_are_open_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("training.shards.MAX_OPEN", 3)
+    write_shards(tmp_path, _samples(8), per_shard=1)
+    shards = TarShards(tmp_path)
+
+    def count_open():
+        return sum(os.path.realpath(file).endswith(".tar") for file in Path("/proc/self/fd").iterdir())
+
+    for index in [0, 1, 2, 0, 3, 4, 5, 6, 7, 0]:
+        assert shards[index] == _samples(8)[index]
+        assert count_open() <= 3
+    loader = torch.utils.data.DataLoader(shards, batch_size=None, num_workers=2, sampler=[0, 7, 3, 1])
+    assert list(loader) == [_samples(8)[index] for index in (0, 7, 3, 1)]
+    del shards, loader
+    assert count_open() == 0
 
 
 def test_random_choices_depend_on_seed_epoch_and_index_alone():
