@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from encoder.data import choose_caption, load_cached
-from generator.text import tokenize
+from generator.text import TextStates, tokenize
 from training.shards import sample_rng
 
 ENCODE_BATCH = 128
@@ -105,10 +105,14 @@ class DrawingDataset(Dataset):
 
 @dataclass
 class Collator:
-    """Items -> batch; texts are tokenised here and padded to the longest of the batch, cut at max_length."""
+    """Items -> batch; texts become `encoder_hidden_states` where `states` holds them, else `input_ids`.
+
+    Both are padded to the longest text of the batch and come with an `attention_mask`; ids are cut at max_length.
+    """
 
     tokenizer: object | None
     max_length: int
+    states: TextStates | None = None
 
     def __call__(self, items: list[dict]) -> dict:
         batch: dict = {
@@ -120,7 +124,10 @@ class Collator:
         batch[name] = torch.stack([item[name] for item in items])
         if "label" in items[0]:
             batch["class_labels"] = torch.tensor([item["label"] for item in items])
+            return batch
+        texts = [item["text"] for item in items]
+        if self.states is not None:
+            batch["encoder_hidden_states"], batch["attention_mask"] = self.states(texts)
         else:
-            texts = [item["text"] for item in items]
             batch["input_ids"], batch["attention_mask"] = tokenize(self.tokenizer, texts, self.max_length, cut=True)
         return batch

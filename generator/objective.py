@@ -4,12 +4,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from encoder.pretraining import length_groups
 from generator.data import encode_latents
 from generator.flow import time_shift
 from generator.text import text_states
 from generator.transformer import DiTDHTransformer2DModel
 
 LATEST_TIMESTEP = 0.999  # RAE's, before the shift
+GROUPED_PICTURES = 64  # smaller batches pass the transformer whole: a large model gains little from tiny groups
 
 
 class FlowObjective(nn.Module):
@@ -32,6 +34,18 @@ class FlowObjective(nn.Module):
         autoencoder = self.frozen[0].to(latents.device)
         return torch.cat(list(encode_latents(autoencoder, latents)))
 
+    def _velocity(self, noisy: Tensor, times: Tensor, states: Tensor, mask: Tensor) -> Tensor:
+        """The transformer's velocity, shaped like noisy; texts of like length pass together, with less padding."""
+        whole = [(torch.arange(len(mask), device=mask.device), mask.shape[1])]
+        groups = length_groups(mask) if len(mask) >= GROUPED_PICTURES else whole
+        parts = []
+        for rows, length in groups:
+            length = max(1, length)
+            text = {"encoder_hidden_states": states[rows, :length], "encoder_attention_mask": mask[rows, :length]}
+            parts.append(self.transformer(hidden_states=noisy[rows], timestep=times[rows], **text).sample)
+        order = torch.cat([rows for rows, _ in groups])
+        return torch.cat(parts)[order.argsort()]
+
     def forward(
         self,
         timestep: Tensor,
@@ -39,21 +53,28 @@ class FlowObjective(nn.Module):
         image_tokens: Tensor | None = None,
         latents: Tensor | None = None,
         input_ids: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
         class_labels: Tensor | None = None,
     ) -> dict:
-        """timestep [batch] before the shift; noise and image_tokens [batch, num_patches, channels], or VAE latents."""
+        """timestep [batch] before the shift; noise and image_tokens [batch, num_patches, channels], or VAE latents.
+
+        A text is encoder_hidden_states [batch, text, width] or input_ids [batch, text], with attention_mask.
+        """
         grid = self.transformer.grid
         tokens = self._image_tokens(image_tokens, latents)
         data = self.transformer.normalize(tokens.transpose(1, 2).unflatten(2, grid))
         noise = noise.transpose(1, 2).unflatten(2, grid)
         times = time_shift(timestep.clamp(max=LATEST_TIMESTEP), self.shift)
         mixing = times[:, None, None, None]
-        condition = {"class_labels": class_labels}
-        if input_ids is not None:
-            states = text_states(self.frozen[1].to(input_ids.device), input_ids, attention_mask)
-            condition = {"encoder_hidden_states": states, "encoder_attention_mask": attention_mask}
         noisy = (1 - mixing) * data + mixing * noise
-        velocity = self.transformer(hidden_states=noisy, timestep=times, **condition).sample
+        if class_labels is not None:
+            velocity = self.transformer(hidden_states=noisy, timestep=times, class_labels=class_labels).sample
+        else:
+            if input_ids is not None:
+                states = text_states(self.frozen[1].to(input_ids.device), input_ids, attention_mask)
+            else:
+                states = encoder_hidden_states.float()
+            velocity = self._velocity(noisy, times, states, attention_mask)
         loss = F.mse_loss(velocity, noise - data)
         return {"loss": loss, "losses": {"velocity": loss.detach()}}

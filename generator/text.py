@@ -4,6 +4,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
+
+ENCODE_BATCH = 128
 
 
 def longest_text(text_encoder: nn.Module, tokenizer) -> int:
@@ -12,10 +15,12 @@ def longest_text(text_encoder: nn.Module, tokenizer) -> int:
     return min([limit for limit in (*limits, tokenizer.model_max_length) if limit], default=1_000_000)
 
 
-def tokenize(tokenizer, texts: Sequence[str], max_length: int, cut: bool = False) -> tuple[Tensor, Tensor]:
-    """input_ids and attention_mask, both [batch, longest], padded on the right.
+def token_rows(tokenizer, texts: Sequence[str], max_length: int, cut: bool = False) -> list[list[int]]:
+    """The ids of every text, as long as it is.
 
-    A text of more than max_length tokens is refused, or with `cut` keeps the first ones and its last, the end mark.
+    Raises:
+        ValueError: a text has more than max_length tokens; with `cut` it keeps the first ones and its last, the end
+            mark, instead.
     """
     rows = tokenizer(list(texts), add_special_tokens=True)["input_ids"]
     if cut:
@@ -25,6 +30,11 @@ def tokenize(tokenizer, texts: Sequence[str], max_length: int, cut: bool = False
             raise ValueError(
                 f"The text {text[:40]!r}... has {len(row)} tokens and the text encoder reads {max_length}: shorten it."
             )
+    return rows
+
+
+def pad_rows(tokenizer, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+    """input_ids and attention_mask, both [batch, longest], padded on the right."""
     longest = max(1, *map(len, rows))
     input_ids = torch.full((len(rows), longest), tokenizer.pad_token_id or 0, dtype=torch.long)
     attention_mask = torch.zeros_like(input_ids)
@@ -32,6 +42,11 @@ def tokenize(tokenizer, texts: Sequence[str], max_length: int, cut: bool = False
         input_ids[index, : len(row)] = torch.tensor(row, dtype=torch.long)
         attention_mask[index, : len(row)] = 1
     return input_ids, attention_mask
+
+
+def tokenize(tokenizer, texts: Sequence[str], max_length: int, cut: bool = False) -> tuple[Tensor, Tensor]:
+    """input_ids and attention_mask, both [batch, longest]; see token_rows for texts longer than max_length."""
+    return pad_rows(tokenizer, token_rows(tokenizer, texts, max_length, cut))
 
 
 @torch.no_grad()
@@ -47,3 +62,49 @@ def encode_texts(text_encoder: nn.Module, tokenizer, texts: Sequence[str]) -> tu
     input_ids, mask = tokenize(tokenizer, texts, longest_text(text_encoder, tokenizer))
     states = text_states(text_encoder, input_ids, mask)
     return states, mask.to(states.device)
+
+
+class TextStates:
+    """States of a frozen text encoder for known texts, each distinct text computed once and kept without padding.
+
+    states: float16 [tokens of all texts, width]; text number i has the rows offsets[i] to offsets[i + 1].
+    """
+
+    def __init__(self, states: Tensor, offsets: Tensor, numbers: dict[str, int]) -> None:
+        self.states, self.offsets, self.numbers = states, offsets, numbers
+
+    @classmethod
+    def compute(
+        cls, text_encoder: nn.Module, tokenizer, texts: Sequence[str], max_length: int, most_gb: float
+    ) -> "TextStates | None":
+        """Runs the encoder over the distinct texts, those of like length together; None if they exceed `most_gb`.
+
+        Raises:
+            ValueError: some states do not fit float16.
+        """
+        distinct = list(dict.fromkeys(texts))
+        rows = token_rows(tokenizer, distinct, max_length, cut=True)
+        order = sorted(range(len(rows)), key=lambda number: len(rows[number]))
+        offsets = torch.tensor([0, *(len(rows[number]) for number in order)]).cumsum(0)
+        total, width = int(offsets[-1]), text_encoder.config.hidden_size
+        if 2 * total * width / 1e9 > most_gb:
+            return None
+        states = torch.empty(total, width, dtype=torch.float16)
+        for start in tqdm(range(0, len(order), ENCODE_BATCH), desc="text states", mininterval=2):
+            chosen = order[start : start + ENCODE_BATCH]
+            input_ids, mask = pad_rows(tokenizer, [rows[number] for number in chosen])
+            encoded = text_states(text_encoder, input_ids, mask).cpu()
+            states[offsets[start] : offsets[start + len(chosen)]] = encoded[mask.bool()].half()
+        if not torch.isfinite(states).all():
+            raise ValueError("Some text states do not fit float16: train with cache_gb=0, which encodes them online.")
+        return cls(states, offsets, {distinct[number]: place for place, number in enumerate(order)})
+
+    def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """States float16 [batch, longest, width], zero where there is no text, and their mask [batch, longest]."""
+        numbers = torch.tensor([self.numbers[text] for text in texts])
+        first, last = self.offsets[numbers], self.offsets[numbers + 1]
+        places = torch.arange(max(1, int((last - first).max())))
+        mask = places < (last - first)[:, None]
+        batch = self.states.new_zeros(*mask.shape, self.states.shape[1])
+        batch[mask] = self.states[(first[:, None] + places)[mask]]
+        return batch, mask.long()

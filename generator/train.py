@@ -1,7 +1,8 @@
 """Trains the generator: python -m generator.train RECIPE.yaml [key=value ...]
 
-Reads latents cached by encoder.cache_latents, turns them into image tokens with the frozen encoder (once, when they fit
-in memory), and learns the velocity from noise to tokens. The result, a whole OpenVision3Pipeline, lies in output_dir.
+Reads latents cached by encoder.cache_latents, turns them into image tokens with the frozen encoder and captions into
+text states (once, when they fit in memory), and learns the velocity from noise to tokens. The result, a whole
+OpenVision3Pipeline, lies in output_dir.
 """
 
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from generator.flow import dimension_shift, picture_generators
 from generator.objective import FlowObjective
 from generator.pipeline import OpenVision3Pipeline, check_width, make_scheduler
 from generator.statistics import CHECKED_PICTURES, TokenStatistics, check_normalized, token_statistics
-from generator.text import longest_text
+from generator.text import TextStates, longest_text
 from generator.transformer import PRESETS, DiTDHTransformer2DModel
 from training.cli import run_cli
 from training.recipes import REQUIRED, Recipe, load_recipe
@@ -57,7 +58,7 @@ class GeneratorRecipe(Recipe):
     drop: float = field(default=0.1, metadata={"help": "share of captions or labels left out, for guidance"})
     cache_gb: float = field(
         default=4.0,
-        metadata={"help": "image tokens are encoded once and kept as float16 if they fit this; 0: encode online"},
+        metadata={"help": "image tokens and text states are encoded once and kept as float16 if they fit this; 0: online"},
     )
     sample_prompts: list[str] = field(
         default_factory=list, metadata={"help": "prompts of the sample pictures; empty: the first captions of the data"}
@@ -82,6 +83,19 @@ def load_text(recipe: GeneratorRecipe, autoencoder: nn.Module) -> tuple[PreTrain
     if not Path(folder).is_dir():
         raise ValueError(f"tokenizer: there is no folder {folder}.")
     return text_encoder.eval().requires_grad_(False), AutoTokenizer.from_pretrained(folder)
+
+
+def cache_text(
+    recipe: GeneratorRecipe, text_encoder: PreTrainedModel | None, tokenizer: Any, drawings: Drawings, most_gb: float
+) -> tuple[int, TextStates | None]:
+    """How many tokens of a caption are read, and the states of all captions and of "" if they fit `most_gb`."""
+    if text_encoder is None:
+        return 0, None
+    limit = min(recipe.max_text_tokens, longest_text(text_encoder, tokenizer))
+    if most_gb <= 0:
+        return limit, None
+    texts = ["", *(text for captions in drawings.captions for text in captions)]
+    return limit, TextStates.compute(text_encoder, tokenizer, texts, limit, most_gb)
 
 
 def build_transformer(
@@ -150,11 +164,15 @@ def main(argv: list[str]) -> None:
     grid = tuple(side // patch for side in drawings.latents.shape[-2:])
     size_gb = 2 * first.numel() * len(drawings.keys) / 1e9
     tokens = cache_tokens(autoencoder, drawings.latents) if size_gb <= recipe.cache_gb else None
+    used_gb = 0.0 if tokens is None else size_gb
+    limit, states = cache_text(recipe, text_encoder, tokenizer, drawings, recipe.cache_gb - used_gb)
     text_width = None if text_encoder is None else text_encoder.config.hidden_size
     transformer = build_transformer(recipe, first, grid, text_width)
     shift = recipe.shift or dimension_shift(first.shape[-1], *grid)
+    texts = "online" if states is None else f"{2 * states.states.numel() / 1e9:.2f} GB in memory"
     print(
         f"{len(drawings.keys)} pictures, tokens {size_gb:.2f} GB {'in memory' if tokens is not None else 'online'}; "
+        f"text states {texts}; "
         f"{sum(value.numel() for value in transformer.parameters()) / 1e6:.1f}M parameters; shift {shift:.3f}"
     )
     measure_statistics(transformer, autoencoder, drawings, tokens, seed)
@@ -188,12 +206,11 @@ def main(argv: list[str]) -> None:
         recipe.last_caption_probability,
         recipe.num_classes,
     )
-    limit = 0 if tokenizer is None else min(recipe.max_text_tokens, longest_text(text_encoder, tokenizer))
     run_training(
         FlowObjective(transformer, shift, autoencoder, text_encoder),
         dataset,
         recipe,
-        collate=Collator(tokenizer, limit),
+        collate=Collator(tokenizer, limit, states),
         sample_pictures=sample_pictures,
         export=pipeline.save_pretrained,
     )
