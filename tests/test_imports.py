@@ -1,8 +1,10 @@
 """Imports go one way, and using a model loads nothing that only training needs."""
 
 import ast
+import importlib.metadata
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,33 @@ def test_imports_go_one_way(package):
     for path in files:
         wrong = set(_imported(path)) & PACKAGES - ALLOWED[package] - {package}
         assert not wrong, f"{path.relative_to(ROOT)} imports {sorted(wrong)}"
+
+
+# What a package's modules may import beside the dependencies that every installation has.
+EXTRAS = {
+    "training": ["train"],
+    "encoder": ["train"],
+    "mllm": ["train"],
+    "generator": ["train"],
+    "demo": ["train", "demo"],
+}
+
+
+@pytest.mark.parametrize("package", EXTRAS)
+def test_every_library_is_declared(package):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {
+        line.split(">")[0].lower()
+        for lines in (project["dependencies"], *(project["optional-dependencies"][extra] for extra in EXTRAS[package]))
+        for line in lines
+    }
+    distributions = importlib.metadata.packages_distributions()
+    for path in sorted((ROOT / package).rglob("*.py")):
+        for name in (
+            set(_imported(path)) - PACKAGES - sys.stdlib_module_names - {"huggingface_hub"}
+        ):  # comes with transformers
+            found = {distribution.lower() for distribution in distributions.get(name, [name])}
+            assert found & declared, f"{path.relative_to(ROOT)} imports {name}, which pyproject.toml does not declare"
 
 
 def test_using_a_model_loads_nothing_of_training():
