@@ -58,7 +58,7 @@ class GeneratorRecipe(Recipe):
     drop: float = field(default=0.1, metadata={"help": "share of captions or labels left out, for guidance"})
     cache_gb: float = field(
         default=4.0,
-        metadata={"help": "image tokens and text states are encoded once and kept as float16 if they fit this; 0: online"},
+        metadata={"help": "image tokens and text states are encoded once and kept, float16, if they fit; 0: online"},
     )
     sample_prompts: list[str] = field(
         default_factory=list, metadata={"help": "prompts of the sample pictures; empty: the first captions of the data"}

@@ -14,6 +14,9 @@ from transformers import PreTrainedTokenizerBase
 from encoder.images import ImageError, load_image
 from mllm.conversation import IGNORED, IMAGE, encode_conversation, images_of
 
+# So many tokenised conversations are kept: all of `shapes` (about 20,000); 0.5 GB where they have 1,000 tokens each.
+REMEMBERED = 30_000
+
 
 class RowsError(ValueError):
     """A data file cannot be used; the message names file and row."""
@@ -77,7 +80,8 @@ def cache_image_tokens(
 class Conversations(Dataset):
     """Encoded rows. Items are {"input_ids", "labels", "key", "images": [Tensor, ...]}.
 
-    An image is the frozen tower's tokens [num_patches, hidden_size] where `tokens` is given, else pixel_values.
+    input_ids and labels are int64 [length]. An image is the frozen tower's tokens [num_patches, hidden_size] where
+    `tokens` is given, else pixel_values. Conversations that return, in another row or epoch, are tokenised once.
     """
 
     def __init__(
@@ -95,13 +99,24 @@ class Conversations(Dataset):
         self.rows, self.tokenizer, self.template = rows, tokenizer, template
         self.num_image_tokens, self.max_length, self.root = num_image_tokens, max_length, root
         self.tokens, self.to_pixels = tokens, to_pixels
+        self._seen: dict[str, tuple[Tensor, Tensor]] = {}
 
     def __len__(self) -> int:
         return len(self.rows)
 
+    def _encode(self, row: dict) -> tuple[Tensor, Tensor]:
+        """input_ids and labels [length]; the ids of pictures do not depend on which pictures they are."""
+        key = json.dumps([row["conversations"], len(images_of(row)), "image" in row])
+        if key not in self._seen:
+            encoded = encode_conversation(row, self.tokenizer, self.template, self.num_image_tokens, self.max_length)
+            if len(self._seen) == REMEMBERED:
+                self._seen.clear()
+            self._seen[key] = torch.tensor(encoded["input_ids"]), torch.tensor(encoded["labels"])
+        return self._seen[key]
+
     def __getitem__(self, index: int) -> dict:
         row = self.rows[index]
-        encoded = encode_conversation(row, self.tokenizer, self.template, self.num_image_tokens, self.max_length)
+        input_ids, labels = self._encode(row)
         if self.tokens is not None:
             images = [self.tokens[name].float() for name in images_of(row)]
         else:
@@ -111,8 +126,8 @@ class Conversations(Dataset):
                 else []
             )
         return {
-            "input_ids": encoded["input_ids"],
-            "labels": encoded["labels"],
+            "input_ids": input_ids,
+            "labels": labels,
             "images": images,
             "key": str(row.get("id", index)),
         }
@@ -134,8 +149,8 @@ class ConversationCollator:
         attention_mask = torch.zeros(len(samples), longest, dtype=torch.long)
         for index, row in enumerate(samples):
             length = len(row["input_ids"])
-            input_ids[index, :length] = torch.tensor(row["input_ids"])
-            labels[index, :length] = torch.tensor(row["labels"])
+            input_ids[index, :length] = row["input_ids"]
+            labels[index, :length] = row["labels"]
             attention_mask[index, :length] = 1
         images = [image for row in samples for image in row["images"]]
         stacked = torch.stack(images) if images else torch.zeros(1, *self.dummy_shape)

@@ -7,7 +7,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlavaForConditionalGeneration
 
+from encoder.pretraining import length_groups
 from mllm.conversation import IGNORED
+
+GROUPED_ROWS = 64  # smaller batches pass the LLM whole: it is large then, and ZeRO-3 gathers its weights at every call
 
 
 class MultimodalObjective(nn.Module):
@@ -37,8 +40,7 @@ class MultimodalObjective(nn.Module):
             inputs_embeds = inputs_embeds.masked_scatter(places[..., None], image_embeds.to(inputs_embeds.dtype))
         else:  # the dummy picture of a text-only batch: in the graph, without effect
             inputs_embeds = inputs_embeds + 0.0 * image_embeds.sum()
-        hidden_states = self.llm(inputs_embeds=inputs_embeds, attention_mask=attention_mask).last_hidden_state
-        loss = trained_positions_loss(hidden_states, self.head, labels)
+        loss = next_token_loss(self.llm, self.head, inputs_embeds, labels, attention_mask)
         return {"loss": loss, "losses": {"next_token": loss.detach()}}
 
 
@@ -50,20 +52,35 @@ class LanguageObjective(nn.Module):
         self.llm, self.head = llm, head
 
     def forward(self, input_ids: Tensor, labels: Tensor, attention_mask: Tensor) -> dict:
-        hidden_states = self.llm(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        loss = trained_positions_loss(hidden_states, self.head, labels)
+        inputs_embeds = self.llm.get_input_embeddings()(input_ids)
+        loss = next_token_loss(self.llm, self.head, inputs_embeds, labels, attention_mask)
         return {"loss": loss, "losses": {"next_token": loss.detach()}}
 
 
-def trained_positions_loss(hidden_states: Tensor, head: nn.Module, labels: Tensor) -> Tensor:
-    """Mean cross-entropy of the positions that have a label; the head never sees the others.
+def next_token_loss(
+    llm: nn.Module, head: nn.Module, inputs_embeds: Tensor, labels: Tensor, attention_mask: Tensor
+) -> Tensor:
+    """Mean cross-entropy of the positions that have a label, equal to the full loss.
 
-    With a vocabulary of 150,000 words the logits of masked positions would dominate memory. Equal to the full loss.
+    Rows of like length pass the LLM together, so that short ones are not padded to the longest of the batch. The head
+    sees trained positions only: with a vocabulary of 150,000 words the logits of the others would dominate memory.
+
+    Args:
+        inputs_embeds: [batch, length, width], padded on the right.
+        labels, attention_mask: [batch, length].
     """
-    targets = labels[:, 1:]
-    rows = targets != IGNORED
-    logits = head(hidden_states[:, :-1][rows]).float()
-    return F.cross_entropy(logits, targets[rows])
+    whole = [(torch.arange(len(labels), device=labels.device), labels.shape[1])]
+    groups = length_groups(attention_mask) if len(labels) >= GROUPED_ROWS else whole
+    states, targets = [], []
+    for rows, length in groups:
+        hidden_states = llm(
+            inputs_embeds=inputs_embeds[rows, :length], attention_mask=attention_mask[rows, :length], use_cache=False
+        ).last_hidden_state
+        following = labels[rows, 1:length]
+        trained = following != IGNORED
+        states.append(hidden_states[:, :-1][trained])
+        targets.append(following[trained])
+    return F.cross_entropy(head(torch.cat(states)).float(), torch.cat(targets))
 
 
 def tower_tokens(model: LlavaForConditionalGeneration) -> Callable[[Tensor], Tensor]:

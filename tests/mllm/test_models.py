@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from transformers import CohereConfig, CohereForCausalLM, LlavaForConditionalGeneration
+from transformers import AutoTokenizer, CohereConfig, CohereForCausalLM, LlavaForConditionalGeneration
 
 from mllm import ChatModel
 from mllm.assemble import assemble
-from mllm.conversation import IGNORED, images_of
-from mllm.data import load_rows, without_pictures
-from mllm.objective import MultimodalObjective, tower_tokens, trained_positions_loss
+from mllm.conversation import IGNORED, encode_conversation, images_of
+from mllm.data import Conversations, load_rows, without_pictures
+from mllm.objective import MultimodalObjective, next_token_loss, tower_tokens
 from mllm.train import main as train
 
 ROOT = Path(__file__).parent.parent.parent
@@ -123,9 +123,39 @@ def test_loss_on_trained_positions_equals_the_full_loss(family):
     objective = MultimodalObjective(model, cached=True)
     ours = objective(ids, labels, mask, torch.zeros(1, 4, 32))["loss"]
     assert torch.allclose(full, ours, atol=1e-6)
-    hidden = torch.randn(1, 3, 32)
-    nothing = trained_positions_loss(hidden, model.lm_head, torch.tensor([[IGNORED, 5, IGNORED]]))
-    assert nothing.isfinite()
+
+
+def test_rows_grouped_by_length_give_the_full_loss_and_gradient(family):
+    torch.manual_seed(0)
+    model = LlavaForConditionalGeneration.from_pretrained(family / "mllm")
+    ids = torch.randint(4, 300, (64, 20))
+    mask = (torch.arange(20) < torch.randint(4, 21, (64, 1))).long()
+    labels = ids.masked_fill((mask == 0) | (torch.rand(64, 20) < 0.5), IGNORED)
+    labels[:, 1] = ids[:, 1]
+    embeds = model.get_input_embeddings()(ids).detach().requires_grad_()
+    full = model(inputs_embeds=embeds, labels=labels, attention_mask=mask).loss
+    ours = next_token_loss(model.model.language_model, model.lm_head, embeds, labels, mask)
+    assert torch.allclose(full, ours, atol=1e-6)
+    gradients = [torch.autograd.grad(loss, embeds)[0] for loss in (full, ours)]
+    assert torch.allclose(*gradients, atol=1e-7)  # of 1e-3: rounding only
+
+
+def test_a_conversation_that_returns_is_tokenised_once(family, tmp_path, monkeypatch):
+    rows = load_rows(_rows(family, tmp_path))
+    tokenizer = AutoTokenizer.from_pretrained(family / "mllm")
+    tokens = {f"{index}.png": torch.full((4, 32), float(index)) for index in range(2)}
+    options = {"template": "chat", "num_image_tokens": 4, "max_length": 64, "root": tmp_path, "tokens": tokens}
+    calls = []
+
+    def counted(row, *args):
+        calls.append(row["id"])
+        return encode_conversation(row, *args)
+
+    monkeypatch.setattr("mllm.data.encode_conversation", counted)
+    dataset = Conversations(rows, tokenizer, **options)
+    for row, item in zip(rows * 2, [dataset[index % 7] for index in range(14)], strict=True):
+        assert item["input_ids"].tolist() == encode_conversation(row, tokenizer, "chat", 4, 64)["input_ids"]
+    assert calls == ["r0", "r1", "text"]  # r2 asks what r0 asks, of the same picture or another
 
 
 def _rows(family, tmp_path):
