@@ -60,13 +60,20 @@ class ImageTextShards:
             raise ShardError(
                 f"{self.root}: sample {key}: its captions cannot be read ({error}); mend or drop it."
             ) from error
-        if not captions[0]:
-            raise ShardError(f"{self.root}: sample {key} has no caption; give it a .txt, or 'captions' in its .json.")
+        if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
+            raise ShardError(
+                f"{self.root}: sample {key}: its captions are {str(captions)[:80]!r}; 'captions' must be a list of "
+                "texts and 'caption' one text."
+            )
+        if not all(caption.strip() for caption in captions):
+            raise ShardError(
+                f"{self.root}: sample {key} has no caption or an empty one; give it a .txt, or 'captions' in its .json."
+            )
         return Pair(
             key,
             load_image(io.BytesIO(picture), name=f"{self.root}: sample {key}"),
             captions,
-            values.get("description", captions[0]),
+            values.get("description") or captions[0],
         )
 
 
