@@ -38,13 +38,7 @@ def test_imports_go_one_way(package):
 
 
 # What a package's modules may import beside the dependencies that every installation has.
-EXTRAS = {
-    "training": ["train"],
-    "encoder": ["train"],
-    "mllm": ["train"],
-    "generator": ["train"],
-    "demo": ["train", "demo"],
-}
+EXTRAS = {package: ["train"] for package in ALLOWED} | {"demo": ["train", "demo"]}
 
 
 @pytest.mark.parametrize("package", EXTRAS)
@@ -57,9 +51,7 @@ def test_every_library_is_declared(package):
     }
     distributions = importlib.metadata.packages_distributions()
     for path in sorted((ROOT / package).rglob("*.py")):
-        for name in (
-            set(_imported(path)) - PACKAGES - sys.stdlib_module_names - {"huggingface_hub"}
-        ):  # comes with transformers
+        for name in set(_imported(path)) - PACKAGES - sys.stdlib_module_names:
             found = {distribution.lower() for distribution in distributions.get(name, [name])}
             assert found & declared, f"{path.relative_to(ROOT)} imports {name}, which pyproject.toml does not declare"
 
