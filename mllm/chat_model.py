@@ -74,7 +74,10 @@ class ChatModel:
         return [self._text(row) for row in ids[:, inputs["input_ids"].shape[1] :]]
 
     def stream(self, messages: Sequence[Message], images: Sequence[Image.Image | str | Path] = ()) -> Iterator[str]:
-        """Yields the answer in pieces. Closing the iterator stops the computation at the next token."""
+        """Yields the answer in pieces. Closing the iterator stops the computation at the next token.
+
+        An error of the computation, which runs in a thread of its own, is raised here.
+        """
         inputs = self._inputs([(messages, images)])
         streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
         stop, failed = Event(), []
@@ -88,9 +91,9 @@ class ChatModel:
                         streamer=streamer,
                         stopping_criteria=StoppingCriteriaList([_Stopped(stop)]),
                     )
-            except RuntimeError as error:
+            except BaseException as error:  # whatever it is, a caller who waits for the next piece must hear of it
                 failed.append(error)
-                streamer.end()
+                streamer.on_finalized_text("", stream_end=True)  # end() would decode first what may be the cause
 
         thread = Thread(target=work, daemon=True)
         thread.start()

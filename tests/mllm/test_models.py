@@ -78,6 +78,24 @@ def test_closing_the_stream_stops_the_computation(family, pictures):
     assert len(steps) < 50
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("error", [RuntimeError, ValueError, KeyError, MemoryError])
+def test_an_error_while_streaming_reaches_the_caller(model, pictures, error):
+    def fails_at_the_third_word(module, inputs, output):
+        calls.append(1)
+        if len(calls) == 3:
+            raise error("the third word")
+
+    calls = []
+    handle = model.model.lm_head.register_forward_hook(fails_at_the_third_word)
+    try:
+        with pytest.raises(error, match="the third word"):
+            list(model.stream(QUESTION, pictures[:1]))
+    finally:
+        handle.remove()
+    assert "".join(model.stream(QUESTION, pictures[:1])).strip() == model.chat(QUESTION, pictures[:1])
+
+
 @pytest.mark.parametrize(
     "messages", [[], [{"role": "user", "content": "  "}], [{"role": "user", "content": "<image>"}]]
 )
