@@ -31,6 +31,19 @@ class Pair:
     description: str
 
 
+def read_picture(sample: dict[str, str | bytes], root: str | Path) -> Image.Image:
+    """The picture of a sample of `TarShards(root)`, as RGB.
+
+    Raises:
+        ShardError: it has none. ImageError: it cannot be read. The sentence names the sample's key.
+    """
+    name = f"{root}: sample {sample['__key__']}"
+    data = next((sample[extension] for extension in PICTURES if extension in sample), None)
+    if data is None:
+        raise ShardError(f"{name} has no picture; its members need one of {', '.join(PICTURES)}.")
+    return load_image(io.BytesIO(data), name=name)
+
+
 class ImageTextShards:
     """Shards with a picture and either a `json` ({"captions": [...]} or {"caption": ...}) or a `txt` per sample.
 
@@ -48,11 +61,6 @@ class ImageTextShards:
     def __getitem__(self, index: int) -> Pair:
         sample = self.shards[index]
         key = sample["__key__"]
-        picture = next((sample[extension] for extension in PICTURES if extension in sample), None)
-        if picture is None:
-            raise ShardError(
-                f"{self.root}: sample {key} has no picture; its members need one of {', '.join(PICTURES)}."
-            )
         try:
             values = json.loads(sample.get("json", b"{}"))
             captions = values.get("captions") or [values.get("caption") or sample.get("txt", b"").decode().strip()]
@@ -69,12 +77,7 @@ class ImageTextShards:
             raise ShardError(
                 f"{self.root}: sample {key} has no caption or an empty one; give it a .txt, or 'captions' in its .json."
             )
-        return Pair(
-            key,
-            load_image(io.BytesIO(picture), name=f"{self.root}: sample {key}"),
-            captions,
-            values.get("description") or captions[0],
-        )
+        return Pair(key, read_picture(sample, self.root), captions, values.get("description") or captions[0])
 
 
 def vae_hash(vae: AutoencoderKL) -> str:

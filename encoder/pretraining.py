@@ -70,6 +70,12 @@ class OpenVision3PreTrainingConfig(PretrainedConfig):
         super().__init__(**kwargs)
 
     @classmethod
+    def settings(cls) -> list[str]:
+        """The names of all settings but the parts' own: what a recipe may set."""
+        names = inspect.signature(cls.__init__).parameters
+        return [name for name in names if name not in ("self", "encoder", "decoder", "text", "kwargs")]
+
+    @classmethod
     def preset(
         cls, size: str, vocab_size: int, image_size: int, decoder_size: str | None = None, **overrides
     ) -> "OpenVision3PreTrainingConfig":
@@ -85,8 +91,10 @@ class OpenVision3PreTrainingConfig(PretrainedConfig):
             raise ValueError(
                 f"There is no decoder preset {decoder_size!r}; choose one of {', '.join(DECODER_PRESETS)}."
             )
-        if unknown := sorted(overrides.keys() - inspect.signature(cls.__init__).parameters.keys()):
-            raise ValueError(f"{unknown[0]} is not a setting of OpenVision3PreTrainingConfig; see its docstring.")
+        if unknown := sorted(overrides.keys() - cls.settings()):
+            raise ValueError(
+                f"{unknown[0]} is no setting of OpenVision3PreTrainingConfig; choose among {', '.join(cls.settings())}."
+            )
         return cls(
             encoder={
                 "image_size": image_size,

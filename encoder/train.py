@@ -23,7 +23,7 @@ from encoder.pretraining import OpenVision3ForPreTraining, OpenVision3PreTrainin
 from encoder.tokenizer import load_tokenizer, tokenize_captions
 from encoder.vae import decode, load_vae
 from training.cli import run_cli
-from training.recipes import REQUIRED, Recipe, load_recipe
+from training.recipes import REQUIRED, Recipe, check_init_from, load_recipe
 from training.trainer import run_training
 
 # Every so many steps the gradient of each loss is measured: one more backward pass through what follows the tokens.
@@ -88,17 +88,28 @@ class PreTrainingObjective(nn.Module):
 
 
 def build_model(recipe: EncoderRecipe, vocab_size: int, image_size: int) -> OpenVision3ForPreTraining:
-    """A new model of the recipe's size, or the one of the stage before at this stage's resolution and loss weights."""
+    """A new model of the recipe's size, or the one of the stage before at this stage's resolution and loss weights.
+
+    Raises:
+        ValueError: init_from holds no model, or `objective` has a key that is no setting.
+    """
     if recipe.init_from is None:
         return OpenVision3ForPreTraining(
             OpenVision3PreTrainingConfig.preset(recipe.size, vocab_size, image_size, **recipe.objective)
         )
-    config = OpenVision3PreTrainingConfig.from_pretrained(recipe.init_from)
-    for key, value in recipe.objective.items():
-        if not hasattr(config, key):
-            raise ValueError(f"objective.{key} is not a setting of OpenVision3PreTrainingConfig.")
-        setattr(config, key, value)
-    config.encoder = {**config.encoder, "image_size": image_size}
+    check_init_from(recipe.init_from)
+    before = OpenVision3PreTrainingConfig.from_pretrained(recipe.init_from)
+    settings = OpenVision3PreTrainingConfig.settings()
+    if unknown := sorted(recipe.objective.keys() - settings):
+        raise ValueError(
+            f"objective.{unknown[0]} cannot be set where init_from names a model; choose among {', '.join(settings)}."
+        )
+    config = OpenVision3PreTrainingConfig(
+        encoder={**before.encoder, "image_size": image_size},
+        decoder=before.decoder,
+        text=before.text,
+        **{name: recipe.objective.get(name, getattr(before, name)) for name in settings},
+    )
     return OpenVision3ForPreTraining.from_pretrained(recipe.init_from, config=config)
 
 

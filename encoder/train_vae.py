@@ -4,7 +4,6 @@ Random crops instead of whole pictures: a convolutional autoencoder learns what 
 it more different edges per second.
 """
 
-import io
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,11 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
+from encoder.data import read_picture
 from encoder.images import picture_grid, to_pil, to_pixel_values
 from encoder.linear_code import LinearCode
 from encoder.vae import decode, encode, tiny_vae
 from training.cli import run_cli
-from training.recipes import Recipe, load_recipe
+from training.recipes import Recipe, check_init_from, load_recipe
 from training.shards import TarShards, sample_rng
 from training.trainer import run_training
 
@@ -34,7 +34,7 @@ CODE_CROPS = 2000
 class VAERecipe(Recipe):
     """Training of the tiny f8, 16-channel autoencoder on crops of pictures."""
 
-    shards: list[str] = field(default_factory=list, metadata={"help": "folders of .tar shards with png members"})
+    shards: list[str] = field(default_factory=list, metadata={"help": "folders of .tar shards with pictures"})
     crop_size: int = field(default=32, metadata={"help": "side of the random crops in pixels, a multiple of 8"})
     mse_weight: float = field(default=2.0, metadata={"help": "weight of the squared error beside the absolute one"})
     linear_weight: float = field(
@@ -56,7 +56,7 @@ class Crops(Dataset):
             shards = TarShards(folder)
             for sample in (shards[index] for index in range(len(shards))):
                 self.keys.append(f"{folder}/{sample['__key__']}")
-                self.pictures.append(np.asarray(Image.open(io.BytesIO(sample["png"])).convert("RGB")))
+                self.pictures.append(np.asarray(read_picture(sample, folder)))
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -132,6 +132,7 @@ def main(argv: list[str]) -> None:
         with torch.no_grad():  # the posterior starts narrow, else its noise drowns the first few hundred steps
             vae.encoder.conv_out.bias[vae.config.latent_channels :] = -6.0
     else:
+        check_init_from(recipe.init_from)
         vae = AutoencoderKL.from_pretrained(recipe.init_from)
     crops = collate([dataset[index] for index in range(min(len(dataset), CODE_CROPS))])
     linear_code = LinearCode.fit(crops["pixel_values"])

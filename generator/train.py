@@ -25,7 +25,7 @@ from generator.statistics import CHECKED_PICTURES, TokenStatistics, check_normal
 from generator.text import TextStates, longest_text
 from generator.transformer import PRESETS, DiTDHTransformer2DModel
 from training.cli import run_cli
-from training.recipes import REQUIRED, Recipe, load_recipe
+from training.recipes import REQUIRED, Recipe, check_init_from, load_recipe
 from training.trainer import run_training
 
 
@@ -103,6 +103,7 @@ def build_transformer(
 ) -> DiTDHTransformer2DModel:
     """A new transformer for tokens like `first` [1, num_patches, channels], or the one of init_from."""
     if recipe.init_from is not None:
+        check_init_from(recipe.init_from)
         transformer = DiTDHTransformer2DModel.from_pretrained(recipe.init_from)
         if transformer.config.in_channels != first.shape[-1]:
             raise ValueError(

@@ -82,6 +82,19 @@ def _sentence(error: OmegaConfBaseException, source: str, schema: type) -> str:
     return f"{source}: key {error.full_key!r} is not accepted ({reason}); the keys are {known}."
 
 
+def check_init_from(init_from: str) -> None:
+    """Refuses a folder that holds no model, which the libraries would take for the name of a repository.
+
+    Raises:
+        RecipeError: there is no `config.json` in it.
+    """
+    if not (Path(init_from) / "config.json").is_file():
+        raise RecipeError(
+            f"init_from: there is no model at {init_from} (no config.json); name the folder that an earlier training "
+            "wrote, or leave init_from out to start anew."
+        )
+
+
 def recipe_help(schema: type) -> str:
     """One line per key of the schema: name, type, default, what it means."""
     lines = ["usage: python -m <package>.<trainer> RECIPE.yaml [key=value ...]", "", (schema.__doc__ or "").strip(), ""]

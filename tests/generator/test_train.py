@@ -170,6 +170,7 @@ def test_cached_and_online_text_states_give_the_same_loss(autoencoder, tokenizer
     ("override", "words"),
     [("autoencoder=missing", "no autoencoder at missing"), ("data=[]", "data is empty"), ("shfit=3", "shfit"),
      ("num_classes=4", "no labels"), ("text_encoder=missing", "no folder missing"),
+     ("init_from=missing", "init_from: there is no model at missing"),
      ("transformer.hidden_size=[16,96]", "last width is 96, below the token width 192")],
 )  # fmt: skip
 def test_refusals(files, override, words):

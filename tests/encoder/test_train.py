@@ -1,0 +1,78 @@
+"""The encoder package's trainings: what a user can get wrong is one sentence."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from encoder import OpenVision3ForPreTraining, OpenVision3PreTrainingConfig
+from encoder.train import EncoderRecipe, build_model
+from encoder.train_tokenizer import train_tokenizer
+from encoder.train_vae import Crops
+from encoder.train_vae import main as train_vae
+from training.shards import write_shards
+
+SMALL = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
+
+
+def picture(format):
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 16, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format)
+    return file.getvalue()
+
+
+@pytest.fixture
+def stage(tmp_path):
+    """The folder of a stage trained at 32 px."""
+    config = OpenVision3PreTrainingConfig(
+        encoder={"image_size": 32, **SMALL},
+        decoder=dict(SMALL),
+        text={"vocab_size": 20, "projection_dim": 32, **SMALL},
+        noise_tau=0.3,
+    )
+    OpenVision3ForPreTraining(config).save_pretrained(tmp_path / "stage")
+    return str(tmp_path / "stage")
+
+
+def test_the_next_stage_keeps_the_settings_that_it_does_not_name(stage):
+    recipe = EncoderRecipe(init_from=stage, objective={"pixel_loss_fraction": 0.5})
+    config = build_model(recipe, vocab_size=20, image_size=64).config
+    assert (config.encoder["image_size"], config.noise_tau, config.pixel_loss_fraction) == (64, 0.3, 0.5)
+
+
+@pytest.mark.parametrize("key", ["to_dict", "encoder", "noise_tua"])
+def test_what_is_no_setting_is_named(stage, key):
+    with pytest.raises(ValueError, match=f"objective.{key} cannot be set where .* choose among .*noise_tau"):
+        build_model(EncoderRecipe(init_from=stage, objective={key: 1}), 20, 64)
+    with pytest.raises(ValueError, match=f"{key} is no setting .* choose among .*noise_tau"):
+        build_model(EncoderRecipe(objective={key: 1}), 20, 64)
+
+
+def test_a_missing_stage_is_named(tmp_path):
+    with pytest.raises(ValueError, match="init_from: there is no model at nowhere"):
+        build_model(EncoderRecipe(init_from="nowhere"), 20, 64)
+    write_shards(tmp_path, [{"__key__": "a", "png": picture("PNG")}])
+    (tmp_path / "recipe.yaml").write_text(f"shards: [{tmp_path}]\ninit_from: nowhere\noutput_dir: {tmp_path}/out")
+    with pytest.raises(ValueError, match="init_from: there is no model at nowhere"):
+        train_vae([str(tmp_path / "recipe.yaml"), "crop_size=8"])
+
+
+def test_crops_come_from_any_kind_of_picture(tmp_path):
+    kinds = {"png": "PNG", "jpg": "JPEG", "jpeg": "JPEG", "webp": "WEBP"}
+    write_shards(tmp_path, [{"__key__": extension, extension: picture(kind)} for extension, kind in kinds.items()])
+    crops = Crops([str(tmp_path)], crop_size=8, seed=0)
+    assert [crops[index]["pixel_values"].shape for index in range(4)] == [(3, 8, 8)] * 4
+    write_shards(tmp_path, [{"__key__": "odd", "txt": b"words"}])
+    with pytest.raises(ValueError, match="sample odd has no picture"):
+        Crops([str(tmp_path)], crop_size=8, seed=0)
+
+
+@pytest.mark.parametrize(
+    "text, size, says", [("a b c\n", 5000, "too high.*<="), ("a\n", 9, "smaller"), ("", 300, "no text")]
+)
+def test_a_vocabulary_that_does_not_fit_the_corpus_is_named(tmp_path, text, size, says):
+    (tmp_path / "corpus.txt").write_text(text)
+    with pytest.raises(ValueError, match=f"--vocab-size {size} does not fit the corpus .*{says}"):
+        train_tokenizer(tmp_path / "corpus.txt", tmp_path / "out", size)
