@@ -23,7 +23,7 @@ DECODER_PRESETS = {
     "base": dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072),
     "large": dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096),
 }
-NOISE_SPACES = ("layernorm", "raw", "statistics")
+NOISE_SPACES = ("layernorm", "raw")
 
 
 class LatentDecoder(nn.Module):
@@ -34,8 +34,7 @@ class LatentDecoder(nn.Module):
         latent_patch_size: side of a token's patch in latents, 2.
         noise_tau: sigma is drawn from U[0, noise_tau] for each picture, in training only.
         noise_space: where the noise is added. "layernorm": after a LayerNorm without parameters, so that growing tokens
-            cannot escape it; "raw": to the tokens as they are (the equation read literally); "statistics": in units of
-            `token_std`, a buffer to be filled for a frozen encoder.
+            cannot escape it; "raw": to the tokens as they are (the equation read literally).
         position_frequencies: see `sincos_positions`.
     """
 
@@ -58,8 +57,6 @@ class LatentDecoder(nn.Module):
         self.hidden_size, self.latent_patch_size = hidden_size, latent_patch_size
         self.noise_tau, self.noise_space = noise_tau, noise_space
         self.position_frequencies = position_frequencies
-        if noise_space == "statistics":
-            self.register_buffer("token_std", torch.ones(token_size))
         self.embedding = nn.Linear(token_size, hidden_size)
         self.layers = nn.ModuleList(
             Block(hidden_size, num_attention_heads, intermediate_size) for _ in range(num_hidden_layers)
@@ -75,10 +72,7 @@ class LatentDecoder(nn.Module):
         if not self.training or self.noise_tau == 0:
             return image_tokens
         sigma = self.noise_tau * torch.rand(image_tokens.shape[0], 1, 1).to(image_tokens)
-        noise = torch.randn_like(image_tokens)
-        if self.noise_space == "statistics":
-            noise = noise * self.token_std
-        return image_tokens + sigma * noise
+        return image_tokens + sigma * torch.randn_like(image_tokens)
 
     def forward(self, image_tokens: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """image_tokens [batch, num_patches, token_size] -> latents [batch, latent_channels, 2 rows, 2 columns].

@@ -96,7 +96,7 @@ def inspect_tokens(image_tokens: Tensor, normalised: bool) -> dict[str, Any]:
     """image_tokens [batch, num_patches, hidden_size] -> their scale, outlier channels and the noise_space they advise.
 
     Noise of one strength for all channels asks for channels of one size. With outliers that holds for none, before or
-    after a LayerNorm, and only noise in units of each channel's std disturbs all alike.
+    after a LayerNorm.
     """
     channels = image_tokens.double().pow(2).mean(dim=(0, 1)).sqrt()
     rms = channels.pow(2).mean().sqrt().item()
@@ -104,7 +104,7 @@ def inspect_tokens(image_tokens: Tensor, normalised: bool) -> dict[str, Any]:
     order = ratio.argsort(descending=True)
     outliers = [int(channel) for channel in order if ratio[channel] > OUTLIER]
     if outliers:
-        advice, why = "statistics", "outlier channels: add noise in units of each channel's std"
+        advice, why = "none", "outlier channels: noise of one strength leaves them undisturbed, or drowns the others"
     elif normalised and UNIT_RMS[0] <= rms <= UNIT_RMS[1]:
         advice, why = "raw", "normalised tokens of unit size: noise acts as the paper's equation says"
     else:

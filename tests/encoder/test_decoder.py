@@ -35,7 +35,7 @@ def test_in_raw_space_they_do():
     assert abs(reconstruction_loss(model, image_tokens) - reconstruction_loss(model, 10 * image_tokens)) > 1e-3
 
 
-@pytest.mark.parametrize("space", ["layernorm", "raw", "statistics"])
+@pytest.mark.parametrize("space", ["layernorm", "raw"])
 def test_noise_in_training_only(space):
     model, image_tokens = decoder(noise_space=space), torch.randn(2, 16, 24)
     assert not torch.equal(model(image_tokens), model(image_tokens))
@@ -52,14 +52,6 @@ def test_noise_strength_is_uniform_up_to_tau_and_one_per_picture():
     assert strength.max() < 0.85 and abs(strength.mean() - 0.4) < 0.03
     within = noise[:, :50].std(dim=(1, 2)) / noise[:, 50:].std(dim=(1, 2))
     assert (within - 1).abs().max() < 0.15
-
-
-def test_statistics_give_each_channel_noise_of_its_own_size():
-    model = decoder(noise_space="statistics")
-    model.token_std.copy_(torch.arange(24.0))
-    noise = model.add_noise(torch.zeros(500, 50, 24)).std(dim=(0, 1))
-    torch.testing.assert_close(noise / noise[1], torch.arange(24.0), rtol=0.05, atol=1e-6)
-    assert "token_std" in model.state_dict()
 
 
 @pytest.mark.parametrize("rows, columns", [(4, 4), (2, 4), (3, 1)])
@@ -84,5 +76,5 @@ def test_a_token_paints_its_own_patch():
 def test_odd_settings_are_named():
     with pytest.raises(ValueError, match="8 image tokens do not fill a 2 x 2 grid"):
         decoder()(torch.randn(1, 8, 24))
-    with pytest.raises(ValueError, match="choose one of layernorm, raw, statistics"):
-        decoder(noise_space="cubic")
+    with pytest.raises(ValueError, match=r"choose one of layernorm, raw\."):
+        decoder(noise_space="statistics")

@@ -48,7 +48,7 @@ def same(ours, theirs):
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-@pytest.mark.parametrize("noise_space", ["layernorm", "raw", "statistics"])
+@pytest.mark.parametrize("noise_space", ["layernorm", "raw"])
 def test_saving_and_loading_is_bit_equal(tmp_path, noise_space):
     model = build(noise_space=noise_space, noise_tau=0.3)
     for value in everything(model).values():
