@@ -3,14 +3,20 @@
     python -m scripts.tiny [--out runs/tiny] [--scale 1.0]
 
 Each part is a command of this project, printed before it runs, with its log in OUT/logs. Killed and started again, it
-goes on where it was. The VAE is the one that ships (demo/checkpoints/vae); nothing else is read from there.
+goes on where it was; a part whose command, recipe or inputs changed since starts anew, its old output removed. The VAE
+is the one that ships (demo/checkpoints/vae); nothing else is read from there.
 """
 
 import argparse
+import fcntl
+import hashlib
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,38 +26,44 @@ from scripts.tiny_report import write_report
 from training.cli import run_cli
 
 VAE = Path("demo/checkpoints/vae")
+# Minutes are noted this often, so that those before a kill count too.
+NOTE_SECONDS = 5
 
 
 @dataclass(frozen=True)
 class Part:
     """A command, and the minutes it took where the estimate was measured (2 cores of an AMD EPYC, AVX2).
 
+    after: the earlier parts whose output it reads, or "vae".
+    makes: the folder or file it writes; removed before the part starts anew.
     lane: 0 runs alone on both cores and first; 1 and 2 run beside each other then, a core each.
     """
 
     name: str
     minutes: float
+    after: tuple[str, ...]
+    makes: Path
     command: list[str]
     lane: int = 0
 
 
 def parts(out: Path, vae: Path, scale: float) -> list[Part]:
     """Everything `make tiny` runs, in order. `scale` multiplies pictures and steps; tests run it small."""
-    data = out / "data"
-
-    def write(split: str, count: int, size: int, *more: str) -> list[str]:
-        return ["training.shapes.write", f"--out={data}/{size}", f"--split={split}", f"--count={count}",
-                f"--size={size}", *more]  # fmt: skip
+    data, reports = out / "data", out / "reports"
+    train_64, corpus = data / "64" / "train", data / "64" / "train" / "corpus.txt"
+    autoencoder, mllm = out / "encoder" / "autoencoder", out / "mllm"
+    questions = [f"data={train_64}/questions.json", f"images={train_64}/images"]
+    pairs = [f"vae={vae}", f"tokenizer={out}/tokenizer"]
 
     def some(count: int, least: int) -> int:
         return max(least, round(count * scale))
 
-    def train(module: str, recipe: str, steps: int, *overrides: str) -> list[str]:
-        return [module, recipe, f"trainer.max_steps={some(steps, 2)}", *overrides]
+    def steps(count: int) -> str:
+        return f"trainer.max_steps={some(count, 2)}"
 
-    train_64, corpus = data / "64" / "train", data / "64" / "train" / "corpus.txt"
-    questions = [f"data={train_64}/questions.json", f"images={train_64}/images"]
-    autoencoder, mllm = out / "encoder" / "autoencoder", out / "mllm"
+    def write(split: str, count: int, size: int, *more: str) -> list[str]:
+        return ["training.shapes.write", f"--out={data}/{size}", f"--split={split}", f"--count={count}",
+                f"--size={size}", *more]  # fmt: skip
 
     def latents(size: int) -> list[str]:
         return ["encoder.cache_latents", f"--shards={data}/{size}/train/shards", f"--vae={vae}",
@@ -61,96 +73,209 @@ def parts(out: Path, vae: Path, scale: float) -> list[Part]:
         folder = data / "64" / split
         return ["mllm.evaluate", f"--model={mllm}", f"--data={folder}/questions.json", f"--images={folder}/images",
                 f"--train={train_64}/questions.json", "--shuffle",
-                f"--out={out}/reports/questions_{split}.json"]  # fmt: skip
+                f"--out={reports}/questions_{split}.json"]  # fmt: skip
 
     return [
-        Part("data", 0.6, write("train", some(20000, 400), 64, f"--question-images={some(12000, 200)}",
-                                f"--corpus={some(12000, 400)}")),
-        Part("data 128 px", 0.1, write("train", some(512, 64), 128)),
-        Part("data test_iid", 0.1, write("test_iid", some(500, 8), 64, f"--question-images={some(250, 40)}")),
-        Part("data test_combo", 0.1, write("test_combo", some(500, 8), 64, f"--question-images={some(250, 40)}")),
-        Part("tokenizer", 0.2, ["encoder.train_tokenizer", f"--corpus={corpus}", f"--out={out}/tokenizer"]),
-        Part("latents 64 px", 1.1, latents(64)),
-        Part("latents 128 px", 0.2, latents(128)),
-        Part("encoder", 21.0, train("encoder.train", "encoder/recipes/tiny.yaml", 1300, f"output_dir={out}/encoder",
-                                    f"cache={out}/cache64", f"vae={vae}", f"tokenizer={out}/tokenizer")),
-        Part("encoder 128 px, a few steps", 0.7, [
-            "encoder.train", "encoder/recipes/tiny_128.yaml", "trainer.max_steps=5", f"output_dir={out}/encoder128",
-            f"cache={out}/cache128", f"vae={vae}", f"tokenizer={out}/tokenizer",
-            f"init_from={out}/encoder/pretraining", "trainer.per_device_train_batch_size=32"], lane=1),
-        Part("encoder, evaluation", 1.0, [
-            "encoder.evaluate", f"--model={autoencoder}", "--image-size=64", f"--count={some(512, 16)}",
-            f"--train={out}/cache64", f"--out={out}/reports/encoder.json"], lane=1),
-        Part("language", 2.0, train("mllm.train_language", "mllm/recipes/tiny_language.yaml", 250,
-                                    f"output_dir={out}/llm", f"corpus={corpus}", f"tokenizer={out}/tokenizer"), lane=1),
-        Part("assemble", 0.2, ["mllm.assemble", f"--encoder={autoencoder}", f"--llm={out}/llm",
-                               f"--out={out}/assembled"], lane=1),
-        Part("align", 1.5, train("mllm.train", "mllm/recipes/tiny_align.yaml", 120, f"output_dir={out}/align",
-                                 f"init_from={out}/assembled", *questions), lane=1),
-        Part("tune", 14.0, train("mllm.train", "mllm/recipes/tiny_tune.yaml", 900, f"output_dir={mllm}",
-                                 f"init_from={out}/align", *questions), lane=1),
-        Part("questions test_iid", 0.8, ask("test_iid"), lane=1),
-        Part("questions test_combo", 0.8, ask("test_combo"), lane=1),
-        Part("generator", 45.0, train("generator.train", "generator/recipes/tiny.yaml", 2500,
-                                      f"output_dir={out}/generator", f"data=[{out}/cache64]",
-                                      f"autoencoder={autoencoder}"), lane=2),
-        Part("drawings", 3.0, [
-            "generator.evaluate", f"--model={out}/generator", f"--count={some(200, 2)}",
-            "--split", "test_iid", "test_combo", "--categories", "single", "two_with_relation",
-            f"--nearest={out}/cache64", f"--out={out}/reports/drawings.json"], lane=2),
-        Part("blind, the baseline without pictures", 3.0, train(
-            "mllm.train", "mllm/recipes/tiny_tune.yaml", 300, f"output_dir={out}/blind", f"init_from={out}/assembled",
-            "blind=true", "cache_tokens=false", *questions), lane=1),
-        Part("questions, blind", 0.5, [
-            "mllm.evaluate", f"--model={out}/blind", f"--data={data}/64/test_iid/questions.json",
-            f"--images={data}/64/test_iid/images", "--blind", f"--out={out}/reports/questions_blind.json"], lane=1),
+        Part("data", 0.6, (), train_64,
+             write("train", some(20000, 400), 64, f"--question-images={some(12000, 200)}",
+                   f"--corpus={some(12000, 400)}")),
+        Part("data_128", 0.1, (), data / "128" / "train", write("train", some(512, 64), 128)),
+        Part("data_test_iid", 0.1, (), data / "64" / "test_iid",
+             write("test_iid", some(500, 8), 64, f"--question-images={some(250, 40)}")),
+        Part("data_test_combo", 0.1, (), data / "64" / "test_combo",
+             write("test_combo", some(500, 8), 64, f"--question-images={some(250, 40)}")),
+        Part("tokenizer", 0.2, ("data",), out / "tokenizer",
+             ["encoder.train_tokenizer", f"--corpus={corpus}", f"--out={out}/tokenizer"]),
+        Part("latents", 1.1, ("data", "vae"), out / "cache64", latents(64)),
+        Part("latents_128", 0.2, ("data_128", "vae"), out / "cache128", latents(128)),
+        Part("encoder", 21.0, ("latents", "tokenizer"), out / "encoder",
+             ["encoder.train", "encoder/recipes/tiny.yaml", steps(1300), f"output_dir={out}/encoder",
+              f"cache={out}/cache64", *pairs]),
+
+        Part("encoder_128", 0.7, ("encoder", "latents_128"), out / "encoder128",
+             ["encoder.train", "encoder/recipes/tiny_128.yaml", "trainer.max_steps=5", f"output_dir={out}/encoder128",
+              f"cache={out}/cache128", *pairs, f"init_from={out}/encoder/pretraining",
+              "trainer.per_device_train_batch_size=32"], lane=1),
+        Part("encoder_evaluation", 1.0, ("encoder",), reports / "encoder.json",
+             ["encoder.evaluate", f"--model={autoencoder}", "--image-size=64", f"--count={some(512, 16)}",
+              f"--train={out}/cache64", f"--out={reports}/encoder.json"], lane=1),
+        Part("language", 2.0, ("data", "tokenizer"), out / "llm",
+             ["mllm.train_language", "mllm/recipes/tiny_language.yaml", steps(250), f"output_dir={out}/llm",
+              f"corpus={corpus}", f"tokenizer={out}/tokenizer"], lane=1),
+        Part("assemble", 0.2, ("encoder", "language"), out / "assembled",
+             ["mllm.assemble", f"--encoder={autoencoder}", f"--llm={out}/llm", f"--out={out}/assembled"], lane=1),
+        Part("align", 1.5, ("assemble", "data"), out / "align",
+             ["mllm.train", "mllm/recipes/tiny_align.yaml", steps(120), f"output_dir={out}/align",
+              f"init_from={out}/assembled", *questions], lane=1),
+        Part("tune", 14.0, ("align", "data"), mllm,
+             ["mllm.train", "mllm/recipes/tiny_tune.yaml", steps(900), f"output_dir={mllm}", f"init_from={out}/align",
+              *questions], lane=1),
+        Part("questions_test_iid", 0.8, ("tune", "data_test_iid"), reports / "questions_test_iid.json",
+             ask("test_iid"), lane=1),
+        Part("questions_test_combo", 0.8, ("tune", "data_test_combo"), reports / "questions_test_combo.json",
+             ask("test_combo"), lane=1),
+        Part("blind", 3.0, ("assemble", "data"), out / "blind",  # the baseline without pictures
+             ["mllm.train", "mllm/recipes/tiny_tune.yaml", steps(300), f"output_dir={out}/blind",
+              f"init_from={out}/assembled", "blind=true", "cache_tokens=false", *questions], lane=1),
+        Part("questions_blind", 0.5, ("blind", "data_test_iid"), reports / "questions_blind.json",
+             ["mllm.evaluate", f"--model={out}/blind", f"--data={data}/64/test_iid/questions.json",
+              f"--images={data}/64/test_iid/images", "--blind", f"--out={reports}/questions_blind.json"], lane=1),
+
+        Part("generator", 45.0, ("encoder", "latents"), out / "generator",
+             ["generator.train", "generator/recipes/tiny.yaml", steps(2500), f"output_dir={out}/generator",
+              f"data=[{out}/cache64]", f"autoencoder={autoencoder}"], lane=2),
+        Part("drawings", 3.0, ("generator", "latents"), reports / "drawings.json",
+             ["generator.evaluate", f"--model={out}/generator", f"--count={some(200, 2)}",
+              "--split", "test_iid", "test_combo", "--categories", "single", "two_with_relation",
+              f"--nearest={out}/cache64", f"--out={reports}/drawings.json"], lane=2),
     ]  # fmt: skip
 
 
-def run_part(part: Part, number: int, out: Path, left: float) -> None:
-    """Runs a part unless its marker says it is done; its output goes to a log of its own.
+def part_keys(todo: list[Part], out: Path, vae: Path) -> dict[str, str]:
+    """A hash for each part of what its output depends on: its command, the recipe in it, and the keys of its inputs.
 
-    Raises:
-        ValueError: the command failed; the sentence holds its last line and names the log.
+    Where `out` and `vae` lie is left out, what the VAE's folder holds is in.
     """
-    marker, log = out / "done" / f"{number:02d}.json", out / "logs" / f"{number:02d}.log"
-    if marker.is_file():
-        return
-    print(f"[{number}] {part.name}: about {part.minutes:.1f} min, {left:.0f} min to the end\n"
-          f"    python -m {' '.join(part.command)}", flush=True)  # fmt: skip
-    environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
-    if part.lane:
-        environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 2) // 2))
-    start = time.perf_counter()
-    with open(log, "a", encoding="utf-8") as file:
+    files = sorted(path for path in vae.iterdir() if path.is_file())
+    keys = {"vae": hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()}
+    for part in todo:
+        digest = hashlib.sha256()
+        for word in part.command:
+            digest.update(word.replace(str(out), "OUT").replace(str(vae), "VAE").encode() + b"\n")
+            if word.endswith(".yaml"):
+                digest.update(Path(word).read_bytes())
+        digest.update(" ".join(keys[name] for name in part.after).encode())
+        keys[part.name] = digest.hexdigest()[:16]
+    return keys
+
+
+class Run:
+    """The parts on their way: who is done, who failed, which commands run now.
+
+    OUT/done/NAME.json holds of each part that has started {"name", "lane", "key", "minutes", "done"}.
+    """
+
+    def __init__(self, out: Path, todo: list[Part], keys: dict[str, str], scale: float, lock: int) -> None:
+        self.out, self.todo, self.keys, self.scale, self.lock = out, todo, keys, scale, lock
+        self.ended = {part.name: threading.Event() for part in todo}
+        self.failures: dict[str, str] = {}
+        self.processes: list[subprocess.Popen] = []
+
+    def run_lane(self, lane: int) -> None:
+        """Runs a lane's parts one after another; those whose inputs failed are left out."""
+        for part in self.todo:
+            if part.lane != lane:
+                continue
+            for name in part.after:
+                if name in self.ended:
+                    self.ended[name].wait()
+            missing = [name for name in part.after if name in self.failures]
+            try:
+                if missing:
+                    self.failures[part.name] = f"{part.name} was not run for want of {missing[0]}."
+                else:
+                    self.run_part(part)
+            except OSError as error:
+                self.failures[part.name] = f"{part.name} could not be run: {error}."
+            finally:
+                self.ended[part.name].set()
+
+    def minutes_left(self, part: Part) -> float:
+        """The estimate from the start of `part` to the end of its lane, or of everything in lane 0."""
+        at = self.todo.index(part)
+        later = sum(other.minutes for other in self.todo[at:] if other.lane == part.lane)
+        beside = 0.0 if part.lane else max(sum(p.minutes for p in self.todo if p.lane == lane) for lane in (1, 2))
+        return (later + beside) * self.scale
+
+    def run_part(self, part: Part) -> None:
+        """Runs a part unless it is done; a failure is noted as a sentence with the last line of its log."""
+        marker, log = self.out / "done" / f"{part.name}.json", self.out / "logs" / f"{part.name}.log"
+        state = {"name": part.name, "lane": part.lane, "key": self.keys[part.name], "minutes": 0.0, "done": False}
+        before = json.loads(marker.read_text()) if marker.is_file() else {}
+        if before.get("key") == state["key"]:
+            if before["done"]:
+                return
+            state["minutes"] = before["minutes"]
+        else:
+            remove(marker)  # first, so that a kill while removing is followed by removing the rest
+            remove(part.makes)
+            remove(log)
+        print(f"[{part.name}] about {part.minutes * self.scale:.1f} min, {self.minutes_left(part):.0f} min to the end\n"
+              f"    python -m {' '.join(part.command)}", flush=True)  # fmt: skip
+        code = self.run_command(part, log, marker, state)
+        if code != 0:
+            tail = log.read_text(encoding="utf-8").strip().splitlines()[-1:]
+            self.failures[part.name] = f"{part.name} ended with code {code}: {' '.join(tail)} (log: {log})."
+            print(self.failures[part.name], flush=True)
+
+    def run_command(self, part: Part, log: Path, marker: Path, state: dict) -> int:
+        """Runs the command, adding the time to the minutes in its marker while it runs; returns its exit code."""
+        environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
+        if part.lane:
+            environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 2) // 2))
         command = [sys.executable, "-m", *part.command]
-        code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment).returncode
-    if code != 0:
-        tail = log.read_text(encoding="utf-8").strip().splitlines()[-1:]
-        raise ValueError(f"The part '{part.name}' ended with code {code}: {' '.join(tail)} (log: {log}).")
-    minutes = (time.perf_counter() - start) / 60
-    marker.write_text(json.dumps({"name": part.name, "minutes": minutes, "lane": part.lane}))
+        start, code = time.perf_counter(), None
+        write_whole(marker, json.dumps(state))
+        with open(log, "a", encoding="utf-8") as file:
+            # A command that outlives this process (kill -9) holds the lock.
+            process = subprocess.Popen(command, stdout=file, stderr=file, env=environment, pass_fds=[self.lock])
+        self.processes.append(process)
+        while code is None:
+            try:
+                code = process.wait(NOTE_SECONDS)
+            except subprocess.TimeoutExpired:
+                pass
+            minutes = state["minutes"] + (time.perf_counter() - start) / 60
+            write_whole(marker, json.dumps({**state, "minutes": minutes, "done": code == 0}))
+        return code
+
+    def stop(self, *_: object) -> None:
+        """Ends the running commands and this process, for SIGTERM and Ctrl-C."""
+        for process in self.processes:
+            process.terminate()
+        os._exit(143)
+
+
+def remove(path: Path) -> None:
+    """Removes a file or folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file so that a kill leaves the old text or the new one."""
+    path.with_suffix(".new").write_text(text)
+    path.with_suffix(".new").replace(path)
 
 
 def run(out: Path, vae: Path, scale: float) -> None:
-    """Runs what is not done yet, then writes the report."""
+    """Runs what is not done yet, then writes the report.
+
+    Raises:
+        ValueError: there is no VAE, a command of another `make tiny` works in `out`, or parts failed; names them all.
+    """
     if not (vae / "config.json").is_file():
         raise ValueError(f"There is no VAE at {vae}; train one with encoder/recipes/tiny_vae.yaml.")
-    todo = list(enumerate(parts(out, vae, scale), start=1))
     for name in ("done", "logs", "reports"):
         (out / name).mkdir(parents=True, exist_ok=True)
-
-    def run_lane(lane: int) -> None:
-        for number, part in todo:
-            if part.lane == lane:
-                later = [other.minutes for at, other in todo if at >= number and other.lane == lane]
-                beside = 0.0 if lane else max(sum(p.minutes for _, p in todo if p.lane == other) for other in (1, 2))
-                run_part(part, number, out, (sum(later) + beside) * scale)
-
-    run_lane(0)
-    with ThreadPoolExecutor(2) as pool:
-        for finished in [pool.submit(run_lane, lane) for lane in (1, 2)]:
-            finished.result()
+    todo = parts(out, vae, scale)
+    with open(out / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"A command of another make tiny works in {out}; wait for its end or end it.") from error
+        running = Run(out, todo, part_keys(todo, out, vae), scale, lock.fileno())
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, running.stop)
+        running.run_lane(0)
+        with ThreadPoolExecutor(2) as pool:
+            lanes = [pool.submit(running.run_lane, lane) for lane in (1, 2)]
+        for lane in lanes:
+            lane.result()
+    if running.failures:
+        raise ValueError(" ".join(running.failures.values()))
     print(f"report: {write_report(out)}")
 
 

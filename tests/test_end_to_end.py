@@ -32,7 +32,7 @@ def test_the_whole_chain_runs_from_the_vae_alone_and_goes_on_where_it_was(tmp_pa
     assert len(report["parts"]) == 20 and report["minutes"] > 0
     page = (tmp_path / "runs/tiny/report.html").read_text()
     assert "data:image/png;base64," in page and "captions all right" in page
-    (tmp_path / "runs/tiny/done/18.json").unlink()
+    (tmp_path / "runs/tiny/done/questions_blind.json").unlink()
     again = tiny()
     assert again.returncode == 0 and again.stdout.count("about") == 1, again.stdout
     missing = tiny("--vae=nowhere")
