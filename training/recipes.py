@@ -25,6 +25,13 @@ class Recipe:
     trainer: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "passed unchanged to transformers.TrainingArguments"}
     )
+    optimizer: str = field(
+        default="adamw",
+        metadata={"help": "adamw, or muon: the matrices inside blocks by Muon, the rest by AdamW (training/muon.py)"},
+    )
+    muon_learning_rate: float = field(
+        default=4e-3, metadata={"help": "Muon's, for the matrices; trainer.learning_rate is AdamW's, for the rest"}
+    )
     trainable: list[str] = field(
         default_factory=list, metadata={"help": "prefixes of the parameters that learn; empty: all of them"}
     )

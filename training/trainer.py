@@ -22,10 +22,12 @@ from transformers.trainer import TRAINER_STATE_NAME
 from training.callbacks import EMACallback, EpochCallback, PicturesCallback
 from training.checkpoints import check_same_run, discard_incomplete, last_checkpoint, mark_complete, write_run
 from training.ema import EMA
+from training.muon import make_muon
 from training.recipes import Recipe
 
 EMA_FILE = "ema.safetensors"
 WEIGHTS_FILE = "model.safetensors"
+OPTIMIZERS = ("adamw", "muon")
 
 
 class NonFiniteError(RuntimeError):
@@ -40,10 +42,17 @@ class Trainer(transformers.Trainer):
     """
 
     def __init__(
-        self, *args: Any, ema: EMA | None = None, keep: int | None = None, sampler: Sampler | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        ema: EMA | None = None,
+        keep: int | None = None,
+        sampler: Sampler | None = None,
+        muon_learning_rate: float | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.sampler = sampler
+        self.muon_learning_rate = muon_learning_rate
         self.model_accepts_loss_kwargs = False
         self.ema = ema
         self.keep = keep
@@ -97,6 +106,22 @@ class Trainer(transformers.Trainer):
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Weight decay on matrices only: no bias, gain, temperature or learned vector decays."""
         return [name for name, value in model.named_parameters() if value.ndim >= 2]
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW as transformers makes it; with `muon_learning_rate`, Muon and AdamW in one."""
+        if self.muon_learning_rate is None:
+            return super().create_optimizer(model)
+        if self.optimizer is None:
+            module = self.model if model is None else model
+            self.optimizer = make_muon(
+                module,
+                decaying=self.get_decay_parameter_names(module),
+                learning_rate=self.args.learning_rate,
+                muon_learning_rate=self.muon_learning_rate,
+                weight_decay=self.args.weight_decay,
+                betas=(self.args.adam_beta1, self.args.adam_beta2),
+            )
+        return self.optimizer
 
     # --- checkpoints --------------------------------------------------------------------------------------------
 
@@ -212,6 +237,7 @@ def run_training(
         ema=ema,
         keep=keep,
         sampler=None if sampler is None else sampler(arguments.world_size),
+        muon_learning_rate=muon_learning_rate(recipe, arguments),
     )
     if trainer.is_world_process_zero():
         discard_incomplete(output_dir)
@@ -257,6 +283,22 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         return TrainingArguments(**settings)
     except TypeError as error:
         raise ValueError(f"The trainer block of the recipe is not accepted: {error}.") from error
+
+
+def muon_learning_rate(recipe: Recipe, arguments: TrainingArguments) -> float | None:
+    """The rate of Muon's half, or None with AdamW alone.
+
+    Raises:
+        ValueError: there is no such optimizer, or DeepSpeed or FSDP splits the matrices that Muon needs whole.
+    """
+    if recipe.optimizer not in OPTIMIZERS:
+        raise ValueError(f"optimizer is {recipe.optimizer!r}; choose one of {', '.join(OPTIMIZERS)}.")
+    if recipe.optimizer == "adamw":
+        return None
+    if arguments.deepspeed or arguments.fsdp:
+        splitter = "DeepSpeed" if arguments.deepspeed else "FSDP"
+        raise ValueError(f"optimizer=muon needs whole matrices, which {splitter} splits: use optimizer=adamw with it.")
+    return recipe.muon_learning_rate
 
 
 def set_trainable(objective: nn.Module, prefixes: list[str]) -> None:

@@ -42,12 +42,13 @@ class Toy(nn.Module):
         self.frozen = nn.Linear(6, 6).requires_grad_(False)
         dropout = 0.0 if "NO_DROPOUT" in os.environ else 0.2
         self.body = nn.Sequential(nn.Linear(6, 8), nn.Dropout(dropout), nn.Linear(8, 1))
+        self.blocks = nn.ModuleList([nn.Linear(6, 6)])  # what Muon looks for
         self.bad = float(os.environ.get("BAD_AT", "inf"))
         self.calls = 0
 
     def forward(self, x):
         self.calls += 1
-        loss = (self.body(self.frozen(x)) - x.sum(dim=1, keepdim=True)).pow(2).mean()
+        loss = (self.body(self.frozen(x) + self.blocks[0](x)) - x.sum(dim=1, keepdim=True)).pow(2).mean()
         if self.calls >= self.bad:
             loss = loss * float("nan")
         return {"loss": loss, "losses": {"fit": loss.detach()}}

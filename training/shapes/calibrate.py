@@ -11,7 +11,7 @@ from PIL import Image, ImageFilter
 from training.shapes.checker import ShapesChecker
 from training.shapes.questions import swapped
 from training.shapes.render import render
-from training.shapes.scene import COLORS, SHAPES, Scene, sample_scene
+from training.shapes.scene import COLORS, SHAPES, SIZES, Scene, sample_scene
 from training.shapes.text import caption_facts, full_caption
 
 Distort = Callable[[Image.Image, np.random.Generator], Image.Image]
@@ -49,7 +49,8 @@ def _changed(scene: Scene, rng: np.random.Generator, attribute: str) -> Scene:
         changed = replace(obj, shape=_other(SHAPES, obj.shape, rng))
     elif attribute == "size":
         large = obj.size == "small"
-        changed = replace(obj, size="large" if large else "small", radius=0.19 if large else 0.125)
+        name = "large" if large else "small"
+        changed = replace(obj, size=name, radius=sum(SIZES[name]) / 2)
     else:
         # 0.2 away, towards the picture's centre
         away = np.array([0.5 - obj.x, 0.5 - obj.y])

@@ -17,7 +17,10 @@ SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "heart", "cre
 COLORS = {"red": 0, "orange": 28, "yellow": 55, "green": 120, "cyan": 180, "blue": 228, "purple": 275, "pink": 322}
 HUE_JITTER = 5.0
 # Size name -> range of radii. The gap between the two is what makes the word decidable.
-SIZES = {"small": (0.115, 0.135), "large": (0.17, 0.21)}
+SIZES = {"small": (0.14, 0.16), "large": (0.21, 0.24)}
+# Degrees to either side. At 64 px an encoder with 4 x 4 tokens tells shapes at any angle apart ten times more slowly than
+# everything else (docs/log.md, 2026-11-24).
+ROTATION = 15.0
 BACKGROUNDS = {"white": 0.92, "gray": 0.55, "black": 0.10}  # name -> mean grey level
 PLACES = (("top left", "top", "top right"), ("left", "center", "right"), ("bottom left", "bottom", "bottom right"))
 RELATIONS = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
@@ -149,7 +152,7 @@ def _try_objects(rng: np.random.Generator, pairs: list[tuple[str, str]]) -> tupl
                 x,
                 y,
                 radius,
-                float(rng.uniform(0, 360)),
+                float(rng.uniform(-ROTATION, ROTATION)),
                 float(rng.uniform(-HUE_JITTER, HUE_JITTER)),
             )
         )
