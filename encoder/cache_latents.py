@@ -3,11 +3,10 @@
     python -m encoder.cache_latents --shards data/tiny/train --vae demo/checkpoints/vae --image-size 64 --out runs/cache
 
 leaves in OUT: latents.safetensors (float16 latents, uint8 pixels; the hashes of VAE and preprocessing in its metadata)
-and texts.json (keys, captions, descriptions). A cache made by another VAE is refused when it is read.
+and texts.json (keys, captions, descriptions). A cache made by another VAE or preprocessing is refused when it is read.
 """
 
 import argparse
-import hashlib
 import json
 from pathlib import Path
 
@@ -17,16 +16,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from encoder.data import CACHE_FILE, TEXTS_FILE, ImageTextShards, vae_hash
+from encoder.data import CACHE_FILE, TEXTS_FILE, ImageTextShards, preprocessing_hash, vae_hash
 from encoder.images import to_pixel_values
 from encoder.vae import encode, load_vae
 from training.cli import run_cli
-
-
-def preprocessing_hash(image_size: int) -> str:
-    """Changes whenever the way from a picture to pixel_values does: size, and the code of `to_pixel_values`."""
-    code = Path(to_pixel_values.__code__.co_filename).read_bytes()
-    return hashlib.sha256(code + str(image_size).encode()).hexdigest()[:16]
 
 
 def cache_latents(

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors import safe_open
 from torch.utils.data import Dataset, Sampler
 
-from encoder.images import load_image
+from encoder.images import load_image, to_pixel_values
 from training.shards import ShardError, TarShards, sample_rng
 
 CACHE_FILE, TEXTS_FILE = "latents.safetensors", "texts.json"
@@ -88,6 +88,12 @@ def vae_hash(vae: AutoencoderKL) -> str:
     return digest.hexdigest()[:16]
 
 
+def preprocessing_hash(image_size: int) -> str:
+    """Changes whenever the way from a picture to pixel_values does: size, and the code of `to_pixel_values`."""
+    code = Path(to_pixel_values.__code__.co_filename).read_bytes()
+    return hashlib.sha256(code + str(image_size).encode()).hexdigest()[:16]
+
+
 def load_cached(folder: str | Path, vae: AutoencoderKL | None = None) -> dict:
     """Reads a cache written by `encoder.cache_latents`.
 
@@ -96,13 +102,19 @@ def load_cached(folder: str | Path, vae: AutoencoderKL | None = None) -> dict:
         str); captions (list of lists of str); metadata.
 
     Raises:
-        ShardError: there is no cache, or `vae` is given and another VAE made it.
+        ShardError: there is no cache, encoder/images.py has changed since it was made, or `vae` is given and another
+            VAE made it.
     """
     folder = Path(folder)
     if not (folder / CACHE_FILE).is_file():
         raise ShardError(f"There is no latent cache at {folder}; make it with python -m encoder.cache_latents.")
     with safe_open(folder / CACHE_FILE, framework="pt") as file:
         metadata = file.metadata()
+        if metadata["preprocessing"] != preprocessing_hash(int(metadata["image_size"])):
+            raise ShardError(
+                f"The pictures of the latent cache {folder} were prepared by another version of encoder/images.py; "
+                "make it again with python -m encoder.cache_latents."
+            )
         cache = {"latents": file.get_tensor("latents"), "pixels": file.get_tensor("pixels"), "metadata": metadata}
     if vae is not None and metadata["vae"] != vae_hash(vae):
         raise ShardError(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -27,11 +28,17 @@ class Drawings:
     labels: list[int] | None = None
 
 
-def load_drawings(folders: Sequence[str], labels: str | None = None, num_classes: int | None = None) -> Drawings:
-    """Joins caches written by encoder.cache_latents; labels: a JSON file {key: class number}."""
+def load_drawings(
+    folders: Sequence[str], vae: AutoencoderKL, labels: str | None = None, num_classes: int | None = None
+) -> Drawings:
+    """Joins caches that encoder.cache_latents wrote with this `vae`; labels: a JSON file {key: class number}.
+
+    Raises:
+        ValueError: there is no such cache, another VAE made it, or a picture has no class where classes are drawn.
+    """
     if not folders:
         raise ValueError("The recipe's data is empty: name the folders that encoder.cache_latents wrote.")
-    caches = [load_cached(folder) for folder in folders]
+    caches = [load_cached(folder, vae) for folder in folders]
     keys = [key for cache in caches for key in cache["keys"]]
     numbers = None
     if num_classes is not None:

@@ -158,7 +158,7 @@ def main(argv: list[str]) -> None:
     torch.manual_seed(seed)
     autoencoder = load_autoencoder(recipe.autoencoder)
     text_encoder, tokenizer = load_text(recipe, autoencoder)
-    drawings = load_drawings(recipe.data, recipe.labels, recipe.num_classes)
+    drawings = load_drawings(recipe.data, autoencoder.vae, recipe.labels, recipe.num_classes)
 
     first = next(encode_latents(autoencoder, drawings.latents[:1]))
     patch = autoencoder.encoder.config.latent_patch_size

@@ -69,7 +69,7 @@ def test_a_damaged_sample_is_named_by_its_key(tmp_path, sample, says):
         shards[1]
 
 
-def test_a_cache_holds_the_latents_and_belongs_to_its_vae(tmp_path, small_vae):
+def test_a_cache_holds_the_latents_and_belongs_to_its_vae(tmp_path, small_vae, monkeypatch):
     colors = ["red", "blue", "lime"]
     shards = written(tmp_path / "shards", *({"png": png(color), "txt": color.encode()} for color in colors))
     cache_latents(shards, small_vae, 32, tmp_path / "cache", batch_size=2)
@@ -83,6 +83,9 @@ def test_a_cache_holds_the_latents_and_belongs_to_its_vae(tmp_path, small_vae):
         load_cached(tmp_path / "cache", tiny_vae())
     with pytest.raises(ShardError, match="no latent cache"):
         load_cached(tmp_path / "none")
+    monkeypatch.setattr("encoder.data.preprocessing_hash", lambda image_size: f"another {image_size}")
+    with pytest.raises(ShardError, match="another version of encoder/images.py; make it again"):
+        load_cached(tmp_path / "cache", small_vae)
 
 
 def test_captions_are_drawn_anew_every_epoch():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from encoder.data import CACHE_FILE, TEXTS_FILE
+from encoder.data import CACHE_FILE, TEXTS_FILE, preprocessing_hash, vae_hash
 from generator import DiTDHTransformer2DModel
 from generator.data import Collator, DrawingDataset, Drawings, cache_tokens
 from generator.evaluate import CATEGORIES, prompt_at
@@ -37,7 +37,8 @@ def files(tmp_path_factory, autoencoder, tokenizer):
         "latents": torch.randn(COUNT, 16, 8, 8, generator=generator).half(),
         "pixels": torch.zeros(COUNT, 3, 64, 64, dtype=torch.uint8),
     }
-    save_file(tensors, folder / "cache" / CACHE_FILE, metadata={"vae": "none"})
+    metadata = {"vae": vae_hash(autoencoder.vae), "preprocessing": preprocessing_hash(64), "image_size": "64"}
+    save_file(tensors, folder / "cache" / CACHE_FILE, metadata=metadata)
     texts = {
         "keys": [f"{index:03d}" for index in range(COUNT)],
         "captions": [["a red circle", f"a blue square {'left ' * (index % 3)}"] for index in range(COUNT)],
@@ -176,6 +177,14 @@ def test_cached_and_online_text_states_give_the_same_loss(autoencoder, tokenizer
 def test_refusals(files, override, words):
     with pytest.raises((ValueError, RecipeError), match=words):
         train([str(files / "recipe.yaml"), override])
+
+
+def test_a_cache_of_another_vae_is_refused(files):
+    (files / "other").mkdir()
+    metadata = {"vae": "other", "preprocessing": preprocessing_hash(64), "image_size": "64"}
+    save_file(load_file(files / "cache" / CACHE_FILE), files / "other" / CACHE_FILE, metadata=metadata)
+    with pytest.raises(ValueError, match="was made by VAE other, not by this one"):
+        train([str(files / "recipe.yaml"), f"data=[{files}/other]"])
 
 
 def test_it_learns_which_text_belongs_to_which_tokens():
