@@ -10,7 +10,7 @@ from encoder.layers import LAYER_NORM_EPS, Block, StrictLoading, init_weights
 
 # Base and large are OpenVision's text towers beside a vision tower of that size; tiny is ours.
 TEXT_PRESETS = {
-    "tiny": dict(hidden_size=192, num_hidden_layers=3, num_attention_heads=3, intermediate_size=768),
+    "tiny": dict(hidden_size=192, num_hidden_layers=2, num_attention_heads=3, intermediate_size=768),
     "base": dict(hidden_size=512, num_hidden_layers=12, num_attention_heads=8, intermediate_size=2048),
     "large": dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072),
 }
