@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -43,6 +44,37 @@ def caption_is_right(text: str, scene: Scene) -> bool:
         return facts_hold(caption_facts(text), scene)
     except ValueError:
         return False
+
+
+def objects_right(text: str, scene: Scene) -> tuple[int, int]:
+    """How many objects a caption names rightly, each object of the scene once, and of how many.
+
+    Objects that are left out count as well as those made up; of a caption that cannot be read, none is right.
+    """
+    try:
+        named = caption_facts(text).objects
+    except ValueError:
+        return 0, len(scene.objects)
+    fits = np.array(
+        [
+            [
+                (name.color, name.shape) == (there.color, there.shape)
+                and name.size in (None, there.size)
+                and name.place in (None, there.place)
+                for there in scene.objects
+            ]
+            for name in named
+        ]
+    )
+    right = fits[linear_sum_assignment(fits, maximize=True)].sum()
+    return int(right), max(len(named), len(scene.objects))
+
+
+def caption_shares(texts: list[str], scenes: list[Scene]) -> tuple[dict, dict]:
+    """The share of captions that are all right, and the share of objects that they name rightly."""
+    whole = share(sum(map(caption_is_right, texts, scenes)), len(scenes))
+    counts = [objects_right(text, scene) for text, scene in zip(texts, scenes, strict=True)]
+    return whole, share(sum(right for right, _ in counts), sum(of for _, of in counts))
 
 
 def hits_by_description(similarity: Tensor, descriptions: list[str]) -> int:
@@ -102,7 +134,7 @@ def evaluate(
         report[name] = share(right, len(scenes))
 
     texts = caption_texts(model, tokenizer, image_tokens)
-    report["captions"] = share(sum(map(caption_is_right, texts, scenes)), len(scenes))
+    report["captions"], report["caption_objects"] = caption_shares(texts, scenes)
     report["caption_examples"] = texts[:8]
     image_features = F.normalize(model.image_features(image_tokens), dim=-1)
     descriptions = [scene.description for scene in scenes]
@@ -125,11 +157,8 @@ def evaluate(
         )
         train_features = F.normalize(model.image_features(train_tokens), dim=-1)
         nearest = (image_features @ train_features.T).argmax(dim=1).tolist()
-        right = sum(
-            caption_is_right(train_cache["captions"][index][0], scene)
-            for index, scene in zip(nearest, scenes, strict=True)
-        )
-        report["nearest_caption"] = share(right, len(scenes))
+        texts = [train_cache["captions"][index][0] for index in nearest]
+        report["nearest_caption"], report["nearest_caption_objects"] = caption_shares(texts, scenes)
     return report
 
 

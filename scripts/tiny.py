@@ -22,6 +22,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 from scripts.tiny_report import write_report
 from training.cli import run_cli
 
@@ -134,7 +136,7 @@ def parts(out: Path, vae: Path, scale: float) -> list[Part]:
 def part_keys(todo: list[Part], out: Path, vae: Path) -> dict[str, str]:
     """A hash for each part of what its output depends on: its command, the recipe in it, and the keys of its inputs.
 
-    Where `out` and `vae` lie is left out, what the VAE's folder holds is in.
+    Where `out` and `vae` lie and what a recipe's comments say is left out, what the VAE's folder holds is in.
     """
     files = sorted(path for path in vae.iterdir() if path.is_file())
     keys = {"vae": hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()}
@@ -143,7 +145,7 @@ def part_keys(todo: list[Part], out: Path, vae: Path) -> dict[str, str]:
         for word in part.command:
             digest.update(word.replace(str(out), "OUT").replace(str(vae), "VAE").encode() + b"\n")
             if word.endswith(".yaml"):
-                digest.update(Path(word).read_bytes())
+                digest.update(json.dumps(yaml.safe_load(Path(word).read_text())).encode())
         digest.update(" ".join(keys[name] for name in part.after).encode())
         keys[part.name] = digest.hexdigest()[:16]
     return keys
@@ -152,7 +154,7 @@ def part_keys(todo: list[Part], out: Path, vae: Path) -> dict[str, str]:
 class Run:
     """The parts on their way: who is done, who failed, which commands run now.
 
-    OUT/done/NAME.json holds of each part that has started {"name", "lane", "key", "minutes", "done"}.
+    OUT/done/NAME.json holds of each part that has started {"name", "lane", "key", "machine", "minutes", "done"}.
     """
 
     def __init__(self, out: Path, todo: list[Part], keys: dict[str, str], scale: float, lock: int) -> None:
@@ -190,7 +192,8 @@ class Run:
     def run_part(self, part: Part) -> None:
         """Runs a part unless it is done; a failure is noted as a sentence with the last line of its log."""
         marker, log = self.out / "done" / f"{part.name}.json", self.out / "logs" / f"{part.name}.log"
-        state = {"name": part.name, "lane": part.lane, "key": self.keys[part.name], "minutes": 0.0, "done": False}
+        state = {"name": part.name, "lane": part.lane, "key": self.keys[part.name], "machine": machine(),
+                 "minutes": 0.0, "done": False}  # fmt: skip
         before = json.loads(marker.read_text()) if marker.is_file() else {}
         if before.get("key") == state["key"]:
             if before["done"]:
@@ -236,6 +239,13 @@ class Run:
         os._exit(143)
 
 
+def machine() -> str:
+    """The processor's name and how many cores this process may use."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")] or ["an unnamed processor"]
+    return f"{names[0]}, {len(os.sched_getaffinity(0))} cores"
+
+
 def remove(path: Path) -> None:
     """Removes a file or folder, if it is there."""
     if path.is_dir():
@@ -274,9 +284,9 @@ def run(out: Path, vae: Path, scale: float) -> None:
             lanes = [pool.submit(running.run_lane, lane) for lane in (1, 2)]
         for lane in lanes:
             lane.result()
+        print(f"report: {write_report(out)}")
     if running.failures:
         raise ValueError(" ".join(running.failures.values()))
-    print(f"report: {write_report(out)}")
 
 
 def main(argv: list[str]) -> None:

@@ -57,6 +57,9 @@ def test_what_is_done_is_not_done_again_and_a_change_starts_what_follows_anew(pl
     for _ in range(2):
         make(monkeypatch, first, other, then)
         assert [runs(place, name) for name in ("first", "other", "then")] == [1, 1, 1]
+    (place / "recipe.yaml").write_text("a: 1  # took an hour")
+    make(monkeypatch, first, other, then)
+    assert [runs(place, name) for name in ("first", "other", "then")] == [1, 1, 1]
     for change in ("recipe.yaml", "vae/config.json"):
         before = {name: (place / "out" / name / "lines").stat().st_mtime_ns for name in ("first", "other", "then")}
         (place / "out" / "then" / "checkpoint").write_text("of the old recipe")
