@@ -13,19 +13,42 @@ import torch
 from diffusers import AutoencoderKL
 from transformers import LlavaForConditionalGeneration
 
-from demo.family import save_part
+from demo.family import FamilyError, save_part
 from demo.outside import Outside
 from encoder import OpenVision3Autoencoder
-from encoder.data import load_cached
+from encoder.data import load_cached, vae_hash
+from encoder.lineage import read_parents, weights_hash
 from encoder.tokenizer import load_tokenizer
 from generator.pipeline import load_pipeline
 from training.cli import run_cli
 
 
+def check_run(run: Path, autoencoder: OpenVision3Autoencoder) -> None:
+    """Refuses a run whose parts were trained on others than those beside them.
+
+    Raises:
+        FamilyError: names the part, what it was trained on and what lies beside it.
+    """
+    folder = run / "encoder" / "autoencoder"
+    vae, encoder = ("vae", vae_hash(autoencoder.vae)), ("encoder", weights_hash(folder))
+    for part, (parent, beside) in (("encoder", vae), ("mllm", encoder), ("generator", encoder)):
+        noted = read_parents(run / part).get(parent, "that nothing is noted of")
+        if noted != beside:
+            raise FamilyError(
+                f"{run / part} was trained on the {parent} {noted}, not on {beside}, the one in {folder}; "
+                "train it again on that one."
+            )
+
+
 @torch.no_grad()
 def export(run: Path, cache: Path, out: Path) -> None:
-    """Writes the family of `run` into `out`; `cache` (a latent cache) says what is not outside its world."""
+    """Writes the family of `run` into `out`; `cache` (a latent cache) says what is not outside its world.
+
+    Raises:
+        FamilyError: a part was trained on another VAE or encoder than the one beside it; nothing is written.
+    """
     autoencoder = OpenVision3Autoencoder.from_pretrained(run / "encoder" / "autoencoder")
+    check_run(run, autoencoder)
     vae = AutoencoderKL.from_config(autoencoder.config.vae)
     vae.save_config(out / "vae")
     state = autoencoder.state_dict()
@@ -45,7 +68,7 @@ def export(run: Path, cache: Path, out: Path) -> None:
     save_part(out, "transformer", pipeline.transformer.state_dict())
     pipeline.scheduler.save_pretrained(out / "scheduler")
 
-    latents = load_cached(cache)["latents"][:8192]
+    latents = load_cached(cache, autoencoder.vae)["latents"][:8192]
     pooled = [autoencoder.pool(autoencoder.encode_latents(part.float())) for part in latents.split(256)]
     Outside.fit(torch.cat(pooled)).save(out)
     if (run / "report.json").is_file():

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from encoder.autoencoder import OpenVision3Autoencoder
-from encoder.data import CachedPairs, DistinctSampler, load_cached
+from encoder.data import CachedPairs, DistinctSampler, load_cached, vae_hash
 from encoder.images import picture_grid, to_pil
+from encoder.lineage import start_training
 from encoder.model import PRESETS
 from encoder.pretraining import OpenVision3ForPreTraining, OpenVision3PreTrainingConfig
 from encoder.tokenizer import load_tokenizer, tokenize_captions
@@ -135,6 +136,8 @@ def main(argv: list[str]) -> None:
         OpenVision3Autoencoder.from_pretraining(model, vae).save_pretrained(folder / "autoencoder")
         tokenizer.save_pretrained(folder / "autoencoder" / "tokenizer")
 
+    if not recipe.dry_run:
+        start_training(recipe.output_dir, {"vae": vae_hash(vae)})
     run_training(
         PreTrainingObjective(model, vae),
         CachedPairs(cache, seed, recipe.last_caption_probability),

@@ -17,6 +17,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 import encoder  # noqa: F401  registers the encoder's models with the Auto classes
 from encoder.autoencoder import load_autoencoder
 from encoder.images import picture_grid
+from encoder.lineage import start_training, weights_hash
 from generator.data import Collator, DrawingDataset, Drawings, cache_tokens, encode_latents, load_drawings
 from generator.flow import dimension_shift, picture_generators
 from generator.objective import FlowObjective
@@ -157,6 +158,7 @@ def main(argv: list[str]) -> None:
     seed = recipe.trainer.get("seed", 42)
     torch.manual_seed(seed)
     autoencoder = load_autoencoder(recipe.autoencoder)
+    encoder_hash = weights_hash(recipe.autoencoder)
     text_encoder, tokenizer = load_text(recipe, autoencoder)
     drawings = load_drawings(recipe.data, autoencoder.vae, recipe.labels, recipe.num_classes)
 
@@ -207,6 +209,8 @@ def main(argv: list[str]) -> None:
         recipe.last_caption_probability,
         recipe.num_classes,
     )
+    if not recipe.dry_run:
+        start_training(recipe.output_dir, {"encoder": encoder_hash})
     run_training(
         FlowObjective(transformer, shift, autoencoder, text_encoder),
         dataset,

@@ -24,6 +24,7 @@ from transformers import (
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from encoder import OpenVision3Autoencoder, OpenVision3AutoencoderConfig, OpenVision3Config
+from encoder.lineage import weights_hash, write_parents
 from mllm.conversation import IMAGE, image_token
 
 # Stock Llava puts a bias-free linear head on the LLM; an LLM that does more there must give the same logits anyway.
@@ -143,6 +144,7 @@ def assemble(encoder: Path, llm: Path, out: Path, seed: int = 0) -> LlavaForCond
     out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(out)
     processor.save_pretrained(out)
+    write_parents(out, {"encoder": weights_hash(encoder)})
     print(f"{num_patches} image tokens of width {tower.config.hidden_size} -> {out}")
     return model
 

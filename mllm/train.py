@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 import encoder  # noqa: F401  registers the vision tower with the Auto classes
+from encoder.lineage import read_parents, start_training, weights_hash
 from mllm.conversation import TEMPLATES
 from mllm.data import ConversationCollator, Conversations, cache_image_tokens, load_rows, without_pictures
 from mllm.objective import MultimodalObjective, tower_tokens
@@ -47,6 +48,7 @@ def main(argv: list[str]) -> None:
         rows = without_pictures(rows)
     model = LlavaForConditionalGeneration.from_pretrained(recipe.init_from)
     processor = AutoProcessor.from_pretrained(recipe.init_from)
+    parents = {**read_parents(recipe.init_from), "init_from": weights_hash(recipe.init_from)}
     model.model.vision_tower.requires_grad_(False).eval()
     tower = tower_tokens(model)
 
@@ -74,6 +76,8 @@ def main(argv: list[str]) -> None:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
 
+    if not recipe.dry_run:
+        start_training(recipe.output_dir, parents)
     run_training(
         MultimodalObjective(model, cached=recipe.cache_tokens),
         dataset,

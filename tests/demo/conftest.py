@@ -8,14 +8,14 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL
 from PIL import Image
 
 from demo.export import export
 from demo.family import CHECKPOINTS
 from encoder import OpenVision3Autoencoder
 from encoder.cache_latents import cache_latents
-from encoder.data import ImageTextShards
+from encoder.data import ImageTextShards, vae_hash
+from encoder.lineage import weights_hash, write_parents
 from encoder.tokenizer import load_tokenizer
 from generator import DiTDHTransformer2DModel, OpenVision3Pipeline
 from generator.pipeline import make_scheduler
@@ -33,13 +33,14 @@ def run(family, tmp_path_factory):
     autoencoder.save_pretrained(root / "encoder" / "autoencoder")
     tokenizer = load_tokenizer(family / "tokenizer")
     tokenizer.save_pretrained(root / "encoder" / "autoencoder" / "tokenizer")
+    write_parents(root / "encoder", {"vae": vae_hash(autoencoder.vae)})
     shutil.copytree(family / "mllm", root / "mllm")
     transformer = DiTDHTransformer2DModel.preset("tiny", sample_size=[2, 2], in_channels=32, text_hidden_size=32)
     pipeline = OpenVision3Pipeline(transformer, autoencoder, make_scheduler(1.0), autoencoder.text_encoder, tokenizer)
     pipeline.save_pretrained(root / "generator")
+    write_parents(root / "generator", {"encoder": weights_hash(root / "encoder" / "autoencoder")})
     write(root, "train", count=80, size=32)
-    vae = AutoencoderKL.from_config(autoencoder.config.vae)
-    cache_latents(ImageTextShards(root / "train" / "shards"), vae, 32, root / "cache")
+    cache_latents(ImageTextShards(root / "train" / "shards"), autoencoder.vae, 32, root / "cache")
     return root
 
 
