@@ -1,7 +1,7 @@
 """Builds the self-contained folders of the shipped family, once: python -m demo.assemble
 
 `assembled()` returns a folder holding autoencoder/, mllm/ and generator/, ready for from_pretrained. It lies in
-$XDG_CACHE_HOME/openvision3 (~/.cache/openvision3) under the hash of the weights.
+$XDG_CACHE_HOME/openvision3 (~/.cache/openvision3) under the hash of the family's files.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
 
-from demo.family import CHECKPOINTS, WEIGHTS, check_lineage, file_hash, load_part
+from demo.family import CHECKPOINTS, check_lineage, file_hash, load_part
 from encoder import OpenVision3Autoencoder, OpenVision3AutoencoderConfig
 from generator import DiTDHTransformer2DModel, OpenVision3Pipeline
 from mllm.assemble import assemble
@@ -25,6 +25,14 @@ def cache_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "openvision3"
 
 
+def family_hash(checkpoints: Path) -> str:
+    """A short hash of every file of the family, by name and content, and of the code that assembles it."""
+    digest = hashlib.sha256(Path(__file__).read_bytes())
+    for path in sorted(path for path in checkpoints.rglob("*") if path.is_file()):
+        digest.update(f"{path.relative_to(checkpoints).as_posix()} {file_hash(path)}\n".encode())
+    return digest.hexdigest()[:16]
+
+
 def assembled(checkpoints: Path = CHECKPOINTS) -> Path:
     """The folder of the assembled family; built on first use, in one piece or not at all.
 
@@ -32,9 +40,7 @@ def assembled(checkpoints: Path = CHECKPOINTS) -> Path:
         FamilyError: a part is missing, or was trained on another file than the one beside it.
     """
     check_lineage(checkpoints)
-    digest = hashlib.sha256("".join(file_hash(checkpoints / name) for name in WEIGHTS.values()).encode())
-    digest.update(Path(__file__).read_bytes())
-    folder = cache_root() / digest.hexdigest()[:16]
+    folder = cache_root() / family_hash(checkpoints)
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as work:

@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 
 from demo.app import Family, build_app, main
-from demo.assemble import assembled
+from demo.assemble import assembled, family_hash
 from demo.evaluate_outside import auroc, measure
 from demo.family import WEIGHTS, FamilyError
 from demo.outside import Outside
@@ -40,6 +40,15 @@ def test_assembly_happens_once_and_leaves_nothing_half_done(checkpoints, own_cac
     assert assembled(checkpoints) == folder
     assert (folder / "mllm" / "config.json").stat().st_mtime_ns == stamp
     assert [path for path in folder.parent.iterdir()] == [folder]
+
+
+def test_every_file_of_the_family_counts(checkpoints, own_cache):
+    own = shutil.copytree(checkpoints, own_cache / "own")
+    names = [family_hash(own)]
+    for name in ("scheduler/scheduler_config.json", "tokenizer/tokenizer_config.json", "llm/config.json"):
+        (own / name).write_text((own / name).read_text() + "\n")
+        names.append(family_hash(own))
+    assert len(set(names)) == len(names) and assembled(own).name == names[-1]
 
 
 def test_every_weight_ships_as_float16(checkpoints):
