@@ -28,6 +28,8 @@ from mllm import ChatModel  # noqa: E402
 from mllm.conversation import IMAGE  # noqa: E402
 
 MAX_DRAWINGS = 8
+# Drawings and reconstructions have 64 pixels a side; the page shows them so many times larger.
+ENLARGED = 4
 # Longer questions and prompts are refused, waiting visitors beyond so many turned away, larger files not taken.
 MAX_CHARACTERS = 1000
 MAX_WAITING = 16
@@ -103,6 +105,11 @@ def plain_text(text: str | None, name: str, what_to_do: str) -> str:
     return text
 
 
+def enlarged(picture: Image.Image) -> Image.Image:
+    """The picture ENLARGED times as wide and high, edges smooth."""
+    return picture.resize((picture.width * ENLARGED, picture.height * ENLARGED), Image.Resampling.BICUBIC)
+
+
 def _sentence(call, *args):
     """Runs a call; a user's error becomes a message on the page."""
     try:
@@ -129,10 +136,11 @@ def build_app(family: Family) -> gr.Blocks:
             yield [*history, {"role": "assistant", "content": NO_ANSWER}], ""
 
     def redraw(prompt: str, count: int, seed: int, steps: int, guidance: float) -> list[Image.Image]:
-        return _sentence(family.draw, prompt, count, seed, steps, guidance)
+        return [enlarged(drawing) for drawing in _sentence(family.draw, prompt, count, seed, steps, guidance)]
 
     def reconstruct(path: str) -> tuple[Image.Image, Image.Image, str]:
-        return family.reconstruct(_sentence(load_image, path))
+        before, after, text = family.reconstruct(_sentence(load_image, path))
+        return enlarged(before), enlarged(after), text
 
     with gr.Blocks(title="OpenVision 3") as app:
         gr.Markdown(f"# OpenVision 3\n{ABOUT}")

@@ -4,7 +4,7 @@ import gradio as gr
 import pytest
 from PIL import Image
 
-from demo.app import MAX_CHARACTERS, NO_ANSWER, Family, build_app, plain_text
+from demo.app import ENLARGED, MAX_CHARACTERS, NO_ANSWER, Family, build_app, plain_text
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +73,15 @@ def test_files_that_are_no_pictures_are_refused_by_name(page, tmp_path, name):
         page[1][name](str(broken))
     with pytest.raises(gr.Error, match="huge.png has 10000 x 6000 pixels"):
         page[1][name](str(huge))
+
+
+def test_drawings_and_reconstructions_are_shown_enlarged(page, picture, tmp_path):
+    family, functions = page
+    side = family.autoencoder.image_size * ENLARGED
+    assert [drawing.size for drawing in functions["redraw"]("a red circle", 2, 0, 2, 2.0)] == [(side, side)] * 2
+    picture.save(tmp_path / "noise.png")
+    before, after, text = functions["reconstruct"](str(tmp_path / "noise.png"))
+    assert before.size == after.size == (side, side) and "dB" in text
 
 
 def test_a_picture_from_another_world_is_announced(page, picture, tmp_path):
