@@ -46,6 +46,15 @@ def token_statistics(chunks: Callable[[], Iterable[Tensor]]) -> TokenStatistics:
     )
 
 
+def token_covariance(chunks: Callable[[], Iterable[Tensor]], statistics: TokenStatistics) -> Tensor:
+    """Covariance of normalised tokens [channels, channels], float64, over all pictures and places; chunks: see above."""
+    total = 0.0
+    for chunk in chunks():
+        tokens = (chunk.double().flatten(0, -2) - statistics.mean) / statistics.std
+        total = total + tokens.T @ tokens
+    return total / statistics.count
+
+
 def check_normalized(normalized: Tensor, statistics: TokenStatistics) -> str:
     """normalized [pictures, num_patches, channels] of random training pictures -> a report; refuses what is off.
 

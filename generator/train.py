@@ -22,7 +22,7 @@ from generator.data import Collator, DrawingDataset, Drawings, cache_tokens, enc
 from generator.flow import dimension_shift, picture_generators
 from generator.objective import FlowObjective
 from generator.pipeline import OpenVision3Pipeline, check_width, make_scheduler
-from generator.statistics import CHECKED_PICTURES, TokenStatistics, check_normalized, token_statistics
+from generator.statistics import CHECKED_PICTURES, TokenStatistics, check_normalized, token_covariance, token_statistics
 from generator.text import TextStates, longest_text
 from generator.transformer import PRESETS, DiTDHTransformer2DModel
 from training.cli import run_cli
@@ -142,6 +142,8 @@ def measure_statistics(
 
     statistics = token_statistics(chunks)
     transformer.set_statistics(statistics.mean, statistics.std)
+    if transformer.config.linear_velocity:
+        transformer.set_covariance(token_covariance(chunks, statistics).float())
     chosen = torch.randperm(len(drawings.keys), generator=torch.Generator().manual_seed(seed))[:CHECKED_PICTURES]
     raw = (
         tokens[chosen].float()
