@@ -90,7 +90,7 @@ def collate(samples: list[dict]) -> dict:
 class VAEObjective(nn.Module):
     """Absolute plus weighted squared error of the reconstruction, and a slight pull of the posterior to N(0, 1).
 
-    With `chroma_weight`, errors on saturated pixels weigh more: in `shapes` those are the objects, a tenth of a picture.
+    With `chroma_weight`, errors on saturated pixels weigh more: in `shapes` those are the objects.
 
     With `linear_weight`, also the squared distance of the latents from a linear code of their 8 x 8 pixels. Left to
     itself so small a VAE tangles colour and outline into all channels, and whatever learns from its latents must first

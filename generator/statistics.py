@@ -47,7 +47,7 @@ def token_statistics(chunks: Callable[[], Iterable[Tensor]]) -> TokenStatistics:
 
 
 def token_covariance(chunks: Callable[[], Iterable[Tensor]], statistics: TokenStatistics) -> Tensor:
-    """Covariance of normalised tokens [channels, channels], float64, over all pictures and places; chunks: see above."""
+    """Covariance of normalised tokens [channels, channels], float64; chunks: as in token_statistics."""
     total = 0.0
     for chunk in chunks():
         tokens = (chunk.double().flatten(0, -2) - statistics.mean) / statistics.std

@@ -156,7 +156,7 @@ class DiTDHTransformer2DModel(ModelMixin, ConfigMixin):
             raise ValueError(f"norm is {config.norm!r}: choose rms or layer.")
 
     def _init_weights(self) -> None:
-        """PyTorch's default, but: embeddings N(0, 0.02) or Xavier; adaLN and output zero: at first the blocks add nothing.
+        """PyTorch's default, but: embeddings normal or Xavier; adaLN and output zero: the blocks add nothing at first.
 
         RAE's models are 768 wide or more; a narrower one starts with as loud a time embedding as they have, else adaLN,
         zero at the start, opens late.
@@ -199,7 +199,7 @@ class DiTDHTransformer2DModel(ModelMixin, ConfigMixin):
     def linear_part(self, hidden_states: Tensor, timestep: Tensor) -> Tensor:
         """The velocity that is best among those linear in each token, shaped like hidden_states.
 
-        Along an axis of variance s, E[velocity | noisy] of Gaussian data is (t - s (1 - t)) / (t^2 + s (1 - t)^2) noisy.
+        Along an axis of variance s it is (t - s (1 - t)) / (t^2 + s (1 - t)^2) noisy: exact for Gaussian tokens.
         Image tokens fill few of their axes (the tiny encoder's 60 of 192): on the rest the velocity is noisy / t, which
         a narrow network otherwise spends its first hundreds of steps and half its width on.
         """

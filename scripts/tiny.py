@@ -36,7 +36,7 @@ NOTE_SECONDS = 5
 class Part:
     """A command, and the minutes it took where the estimate was measured (2 cores of an AMD EPYC, AVX2).
 
-    after: the earlier parts whose output it reads, or "vae".
+    after: the parts whose output it reads, or "vae"; it waits for those of another lane.
     makes: the folder or file it writes; removed before the part starts anew.
     lane: 0 runs alone on both cores and first; 1 and 2 run beside each other then, a core each.
     """
@@ -77,6 +77,11 @@ def parts(out: Path, vae: Path, scale: float) -> list[Part]:
                 f"--train={train_64}/questions.json", "--shuffle",
                 f"--out={reports}/questions_{split}.json"]  # fmt: skip
 
+    def draw(split: str) -> list[str]:
+        return ["generator.evaluate", f"--model={out}/generator", f"--count={some(500, 2)}", "--split", split,
+                "--categories", "single", "two_with_relation", f"--nearest={out}/cache64",
+                f"--out={reports}/drawings_{split}.json"]  # fmt: skip
+
     return [
         Part("data", 0.6, (), train_64,
              write("train", some(20000, 400), 64, f"--question-images={some(12000, 200)}",
@@ -90,8 +95,8 @@ def parts(out: Path, vae: Path, scale: float) -> list[Part]:
              ["encoder.train_tokenizer", f"--corpus={corpus}", f"--out={out}/tokenizer"]),
         Part("latents", 1.1, ("data", "vae"), out / "cache64", latents(64)),
         Part("latents_128", 0.2, ("data_128", "vae"), out / "cache128", latents(128)),
-        Part("encoder", 21.0, ("latents", "tokenizer"), out / "encoder",
-             ["encoder.train", "encoder/recipes/tiny.yaml", steps(1300), f"output_dir={out}/encoder",
+        Part("encoder", 24.0, ("latents", "tokenizer"), out / "encoder",
+             ["encoder.train", "encoder/recipes/tiny.yaml", steps(1500), f"output_dir={out}/encoder",
               f"cache={out}/cache64", *pairs]),
 
         Part("encoder_128", 0.7, ("encoder", "latents_128"), out / "encoder128",
@@ -102,15 +107,15 @@ def parts(out: Path, vae: Path, scale: float) -> list[Part]:
              ["encoder.evaluate", f"--model={autoencoder}", "--image-size=64", f"--count={some(512, 16)}",
               f"--train={out}/cache64", f"--out={reports}/encoder.json"], lane=1),
         Part("language", 2.0, ("data", "tokenizer"), out / "llm",
-             ["mllm.train_language", "mllm/recipes/tiny_language.yaml", steps(250), f"output_dir={out}/llm",
+             ["mllm.train_language", "mllm/recipes/tiny_language.yaml", steps(200), f"output_dir={out}/llm",
               f"corpus={corpus}", f"tokenizer={out}/tokenizer"], lane=1),
         Part("assemble", 0.2, ("encoder", "language"), out / "assembled",
              ["mllm.assemble", f"--encoder={autoencoder}", f"--llm={out}/llm", f"--out={out}/assembled"], lane=1),
         Part("align", 1.5, ("assemble", "data"), out / "align",
-             ["mllm.train", "mllm/recipes/tiny_align.yaml", steps(120), f"output_dir={out}/align",
+             ["mllm.train", "mllm/recipes/tiny_align.yaml", steps(100), f"output_dir={out}/align",
               f"init_from={out}/assembled", *questions], lane=1),
         Part("tune", 14.0, ("align", "data"), mllm,
-             ["mllm.train", "mllm/recipes/tiny_tune.yaml", steps(900), f"output_dir={mllm}", f"init_from={out}/align",
+             ["mllm.train", "mllm/recipes/tiny_tune.yaml", steps(1100), f"output_dir={mllm}", f"init_from={out}/align",
               *questions], lane=1),
         Part("questions_test_iid", 0.8, ("tune", "data_test_iid"), reports / "questions_test_iid.json",
              ask("test_iid"), lane=1),
@@ -123,13 +128,18 @@ def parts(out: Path, vae: Path, scale: float) -> list[Part]:
              ["mllm.evaluate", f"--model={out}/blind", f"--data={data}/64/test_iid/questions.json",
               f"--images={data}/64/test_iid/images", "--blind", f"--out={reports}/questions_blind.json"], lane=1),
 
-        Part("generator", 45.0, ("encoder", "latents"), out / "generator",
-             ["generator.train", "generator/recipes/tiny.yaml", steps(2500), f"output_dir={out}/generator",
+        Part("drawings_test_combo", 6.0, ("generator", "latents"), reports / "drawings_test_combo.json",
+             draw("test_combo"), lane=1),
+
+        Part("generator_start", 25.0, ("encoder", "latents"), out / "generator_start",
+             ["generator.train", "generator/recipes/tiny.yaml", steps(1000), f"output_dir={out}/generator_start",
               f"data=[{out}/cache64]", f"autoencoder={autoencoder}"], lane=2),
-        Part("drawings", 3.0, ("generator", "latents"), reports / "drawings.json",
-             ["generator.evaluate", f"--model={out}/generator", f"--count={some(200, 2)}",
-              "--split", "test_iid", "test_combo", "--categories", "single", "two_with_relation",
-              f"--nearest={out}/cache64", f"--out={reports}/drawings.json"], lane=2),
+        Part("generator", 25.0, ("generator_start", "encoder", "latents"), out / "generator",
+             ["generator.train", "generator/recipes/tiny_finish.yaml", steps(1000), f"output_dir={out}/generator",
+              f"init_from={out}/generator_start/transformer", f"data=[{out}/cache64]",
+              f"autoencoder={autoencoder}"], lane=2),
+        Part("drawings_test_iid", 6.0, ("generator", "latents"), reports / "drawings_test_iid.json",
+             draw("test_iid"), lane=2),
     ]  # fmt: skip
 
 
@@ -140,21 +150,26 @@ def part_keys(todo: list[Part], out: Path, vae: Path) -> dict[str, str]:
     """
     files = sorted(path for path in vae.iterdir() if path.is_file())
     keys = {"vae": hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()}
-    for part in todo:
-        digest = hashlib.sha256()
-        for word in part.command:
-            digest.update(word.replace(str(out), "OUT").replace(str(vae), "VAE").encode() + b"\n")
-            if word.endswith(".yaml"):
-                digest.update(json.dumps(yaml.safe_load(Path(word).read_text())).encode())
-        digest.update(" ".join(keys[name] for name in part.after).encode())
-        keys[part.name] = digest.hexdigest()[:16]
-    return keys
+    by_name = {part.name: part for part in todo}
+
+    def key(name: str) -> str:
+        if name not in keys:
+            digest = hashlib.sha256()
+            for word in by_name[name].command:
+                digest.update(word.replace(str(out), "OUT").replace(str(vae), "VAE").encode() + b"\n")
+                if word.endswith(".yaml"):
+                    digest.update(json.dumps(yaml.safe_load(Path(word).read_text())).encode())
+            digest.update(" ".join(map(key, by_name[name].after)).encode())
+            keys[name] = digest.hexdigest()[:16]
+        return keys[name]
+
+    return {part.name: key(part.name) for part in todo}
 
 
 class Run:
     """The parts on their way: who is done, who failed, which commands run now.
 
-    OUT/done/NAME.json holds of each part that has started {"name", "lane", "key", "machine", "minutes", "done"}.
+    OUT/done/NAME.json holds, once a part has started, {"name", "lane", "after", "key", "machine", "minutes", "done"}.
     """
 
     def __init__(self, out: Path, todo: list[Part], keys: dict[str, str], scale: float, lock: int) -> None:
@@ -192,8 +207,8 @@ class Run:
     def run_part(self, part: Part) -> None:
         """Runs a part unless it is done; a failure is noted as a sentence with the last line of its log."""
         marker, log = self.out / "done" / f"{part.name}.json", self.out / "logs" / f"{part.name}.log"
-        state = {"name": part.name, "lane": part.lane, "key": self.keys[part.name], "machine": machine(),
-                 "minutes": 0.0, "done": False}  # fmt: skip
+        state = {"name": part.name, "lane": part.lane, "after": part.after, "key": self.keys[part.name],
+                 "machine": machine(), "minutes": 0.0, "done": False}  # fmt: skip
         before = json.loads(marker.read_text()) if marker.is_file() else {}
         if before.get("key") == state["key"]:
             if before["done"]:

@@ -68,7 +68,7 @@ def with_prompt(drawing: Image.Image, prompt: str) -> Image.Image:
 
 def draw_strip(run: Path, out: Path) -> None:
     """Draws STRIP's prompts with the run's generator, with the settings its drawings were measured with, into `out`."""
-    report = run / "reports" / "drawings.json"
+    report = run / "reports" / "drawings_test_iid.json"
     options = json.loads(report.read_text())["settings"] if report.is_file() else {}
     prompts = [prompt_at(category, "val", index)[1] for category, count in STRIP for index in range(count)]
     pipeline = load_pipeline(run / "generator")

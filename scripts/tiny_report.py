@@ -24,7 +24,7 @@ TARGETS = {
     "two": 0.25,
 }
 SPLITS = ("test_iid", "test_combo")
-REPORTS = ("encoder", "questions_test_iid", "questions_test_combo", "questions_blind", "drawings")
+REPORTS = ("encoder", "questions_blind", *(f"{what}_{split}" for what in ("questions", "drawings") for split in SPLITS))
 NOT_RUN = "not run"
 
 
@@ -55,7 +55,8 @@ def shown(cell: dict | float | None) -> str:
 
 def table(reports: dict[str, dict]) -> list[dict]:
     """Rows {"what", "target", "test_iid", "test_combo", "beside"}: cells as `shown` takes them, `beside` a text."""
-    encoder, drawings = reports["encoder"], figure(reports["drawings"], "splits") or {}
+    encoder = reports["encoder"]
+    drawings = {split: figure(reports[f"drawings_{split}"], "splits", split) for split in SPLITS}
     asked = {split: reports[f"questions_{split}"] for split in SPLITS}
 
     def decibels(name: str, key: str = "psnr"):
@@ -150,11 +151,24 @@ def read_parts(out: Path) -> list[dict]:
 
 
 def longest_chain(parts: list[dict]) -> dict:
-    """{"minutes", "parts"} of the lane that took longer, after lane 0: the wall time of the whole."""
-    lanes = [[part for part in parts if part["lane"] == lane] for lane in range(3)]
-    longer = max(lanes[1:], key=lambda lane: sum(part["minutes"] for part in lane))
-    chain = lanes[0] + longer
-    return {"minutes": sum(part["minutes"] for part in chain), "parts": [part["name"] for part in chain]}
+    """{"minutes", "parts"}: the wall time of the whole, and the parts that made it so long.
+
+    A part follows the one before it in its lane, its inputs, and, outside lane 0, all of that lane.
+    """
+    chains: dict[str, tuple[float, list[str]]] = {}
+
+    def chain(part: dict) -> tuple[float, list[str]]:
+        if part["name"] not in chains:
+            chains[part["name"]] = (0.0, [])  # a part that is older than its input does not follow it
+            before = parts[: parts.index(part)]
+            waited = [other for other in before if other["lane"] in (0, part["lane"])]
+            waited += [other for other in parts if other["name"] in part["after"]]
+            minutes, names = max(map(chain, waited), default=(0.0, []))
+            chains[part["name"]] = minutes + part["minutes"], [*names, part["name"]]
+        return chains[part["name"]]
+
+    minutes, names = max(map(chain, parts), default=(0.0, []))
+    return {"minutes": minutes, "parts": names}
 
 
 def make_report(out: Path) -> dict:

@@ -80,6 +80,15 @@ def test_a_failure_stops_what_needs_it_and_nothing_else(place, monkeypatch):
     assert [runs(place, name) for name in ("bad", "good")] == [2, 1]
 
 
+def test_a_part_waits_for_its_input_in_the_other_lane(place, monkeypatch):
+    then, slow = work("then", ("slow",), lane=1), work("slow", lane=2, seconds="1")
+    make(monkeypatch, then, slow)
+    started = (place / "out" / "then" / "lines").stat().st_mtime_ns
+    assert started > (place / "out" / "slow" / "lines").stat().st_mtime_ns + 1e9
+    make(monkeypatch, then, work("slow", lane=2, seconds="0"))
+    assert (place / "out" / "then" / "lines").stat().st_mtime_ns > started
+
+
 def test_killed_it_goes_on_and_adds_the_minutes_up(place):
     code = (
         "from scripts import tiny; from pathlib import Path\n"

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from scripts.tiny_readme import END, START, write_readme
-from scripts.tiny_report import SPLITS, main, make_report, write_report
+from scripts.tiny_report import SPLITS, longest_chain, main, make_report, write_report
 from training.statistics import share
 
 KINDS = {"color": share(9, 10), "match_swapped": share(5, 10)}
@@ -28,7 +28,7 @@ REPORTS = {
     "questions_test_iid": QUESTIONS,
     "questions_test_combo": QUESTIONS,
     "questions_blind": {"model": QUESTIONS["model"]},
-    "drawings": {"splits": {split: {"single": DRAWN, "two_with_relation": DRAWN} for split in SPLITS}},
+    **{f"drawings_{split}": {"splits": {split: {"single": DRAWN, "two_with_relation": DRAWN}}} for split in SPLITS},
 }
 
 
@@ -37,7 +37,8 @@ def out(tmp_path):
     for folder in ("reports", "done"):
         (tmp_path / "run" / folder).mkdir(parents=True)
     for name, lane, minutes, done in (("data", 0, 1.0, True), ("tune", 1, 5.0, True), ("generator", 2, 9.0, False)):
-        marker = {"name": name, "lane": lane, "key": "0", "machine": "a machine", "minutes": minutes, "done": done}
+        marker = {"name": name, "lane": lane, "after": [], "key": "0", "machine": "a machine", "minutes": minutes,
+                  "done": done}  # fmt: skip
         (tmp_path / "run" / "done" / f"{name}.json").write_text(json.dumps(marker))
     return tmp_path / "run"
 
@@ -80,6 +81,21 @@ def test_figures_stand_beside_targets_and_baselines(out):
     assert [row["kind"] for row in report["kinds"]] == ["color", "match_swapped"]
     assert (report["minutes"], report["chain"]) == (10.0, ["data", "generator"])
     assert report["texts"]["minutes"][-1] == ["generator", "9.0, not finished"]
+
+
+def test_the_longest_chain_waits_for_inputs_of_the_other_lane():
+    parts = [
+        {"name": name, "lane": lane, "after": after, "minutes": minutes}
+        for name, lane, after, minutes in (
+            ("data", 0, [], 1.0),
+            ("tune", 1, ["data"], 5.0),
+            ("drawings", 1, ["generator"], 3.0),
+            ("generator", 2, ["data"], 9.0),
+            ("last", 2, [], 2.0),
+        )
+    ]
+    assert longest_chain(parts) == {"minutes": 13.0, "parts": ["data", "generator", "drawings"]}
+    assert longest_chain([]) == {"minutes": 0.0, "parts": []}
 
 
 def test_the_readme_gets_the_tables_between_its_marks(out, tmp_path):

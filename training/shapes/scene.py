@@ -18,8 +18,8 @@ COLORS = {"red": 0, "orange": 28, "yellow": 55, "green": 120, "cyan": 180, "blue
 HUE_JITTER = 5.0
 # Size name -> range of radii. The gap between the two is what makes the word decidable.
 SIZES = {"small": (0.14, 0.16), "large": (0.21, 0.24)}
-# Degrees to either side. At 64 px an encoder with 4 x 4 tokens tells shapes at any angle apart ten times more slowly than
-# everything else (docs/log.md, 2026-11-24).
+# Degrees to either side. Smaller shapes at any angle were what an encoder with 4 x 4 tokens of 16 px learned last, far
+# behind colour and place (docs/log.md, 2026-11-24).
 ROTATION = 15.0
 BACKGROUNDS = {"white": 0.92, "gray": 0.55, "black": 0.10}  # name -> mean grey level
 PLACES = (("top left", "top", "top right"), ("left", "center", "right"), ("bottom left", "bottom", "bottom right"))
