@@ -1,8 +1,8 @@
 """Packs a trained family into the layout that ships: each weight once, float16.
 
-    python -m demo.export --run runs/tiny --cache runs/tiny/cache64 --out demo/checkpoints
+    python -m demo.export runs/tiny
 
-RUN holds encoder/autoencoder, mllm and generator, as `make tiny` leaves them.
+RUN holds encoder/autoencoder, mllm, generator and cache64, as `make tiny` leaves them.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import torch
 from diffusers import AutoencoderKL
 from transformers import LlavaForConditionalGeneration
 
-from demo.family import FamilyError, save_part
+from demo.family import CHECKPOINTS, FamilyError, save_part
 from demo.outside import Outside
 from encoder import OpenVision3Autoencoder
 from encoder.data import load_cached, vae_hash
@@ -21,6 +21,8 @@ from encoder.lineage import read_parents, weights_hash
 from encoder.tokenizer import load_tokenizer
 from generator.pipeline import load_pipeline
 from training.cli import run_cli
+
+CACHE = "cache64"  # of the training pictures, beside the parts
 
 
 def check_run(run: Path, autoencoder: OpenVision3Autoencoder) -> None:
@@ -41,8 +43,8 @@ def check_run(run: Path, autoencoder: OpenVision3Autoencoder) -> None:
 
 
 @torch.no_grad()
-def export(run: Path, cache: Path, out: Path) -> None:
-    """Writes the family of `run` into `out`; `cache` (a latent cache) says what is not outside its world.
+def export(run: Path, out: Path) -> None:
+    """Writes the family of `run` into `out`; its latent cache says what is not outside the family's world.
 
     Raises:
         FamilyError: a part was trained on another VAE or encoder than the one beside it; nothing is written.
@@ -68,7 +70,7 @@ def export(run: Path, cache: Path, out: Path) -> None:
     save_part(out, "transformer", pipeline.transformer.state_dict())
     pipeline.scheduler.save_pretrained(out / "scheduler")
 
-    latents = load_cached(cache, autoencoder.vae)["latents"][:8192]
+    latents = load_cached(run / CACHE, autoencoder.vae)["latents"][:8192]
     pooled = [autoencoder.pool(autoencoder.encode_latents(part.float())) for part in latents.split(256)]
     Outside.fit(torch.cat(pooled)).save(out)
     if (run / "report.json").is_file():
@@ -81,11 +83,10 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m demo.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--run", type=Path, default=Path("runs/tiny"), help="folder that make tiny wrote")
-    parser.add_argument("--cache", type=Path, required=True, help="latent cache of the training pictures")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the shipped family")
+    parser.add_argument("run", type=Path, help="folder that make tiny wrote")
+    parser.add_argument("--out", type=Path, default=CHECKPOINTS, help="folder of the shipped family")
     args = parser.parse_args(argv)
-    export(args.run, args.cache, args.out)
+    export(args.run, args.out)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from encoder.data import ImageTextShards
 from encoder.losses import caption_loss
 from encoder.vae import decode, encode
 from training.cli import run_cli
+from training.muon import make_muon
 from training.shapes.write import write
 
 REPEATS = 5
@@ -75,6 +76,26 @@ def cached_step(device: str, batch: int) -> str:
 
     a, b = compare(lambda: step(1 / 8, False), lambda: step(1.0, True), device)
     return f"pre-training step, FLUX-shaped VAE, 64 px: cached and 1/8 {a:.2f} s, neither {b:.2f} s, speed {b / a:.2f}x"
+
+
+def muon_share(device: str, batch: int) -> str:
+    """Muon's share of a step of the tiny encoder, and AdamW's step beside it on the same gradients."""
+    model = OpenVision3ForPreTraining(OpenVision3PreTrainingConfig.preset("tiny", 512, 64)).to(device).train()
+    latents = torch.randn(batch, 16, 8, 8, device=device)
+    ids = torch.randint(3, 500, (batch, 24), device=device)
+    decaying = [name for name, value in model.named_parameters() if value.ndim > 1]
+    muon = make_muon(model, decaying, 1e-6, 1e-6, 0.0, (0.9, 0.95))
+    adamw = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
+
+    def gradients() -> None:
+        model.zero_grad()
+        model(latents, ids, torch.ones_like(ids)).loss.backward()
+
+    gradients()
+    step, _ = compare(gradients, gradients, device)
+    a, b = compare(muon.step, adamw.step, device)
+    share = a / (a + step)
+    return f"tiny step of {batch}: gradients {step:.2f} s, Muon {a:.2f} s ({share:.0%} of the step), AdamW {b:.3f} s"
 
 
 def _caption_peak(chunked: bool, queue: multiprocessing.Queue) -> None:
@@ -132,6 +153,7 @@ def main(argv: list[str]) -> None:
     dtype, batch = (torch.bfloat16, 64) if args.device == "cuda" else (torch.float32, 2)
     print(encoder_against_vit(args.device, dtype, batch), flush=True)
     print(cached_step(args.device, 8), flush=True)
+    print(muon_share(args.device, 32), flush=True)
     if args.device == "cpu":
         print(caption_memory(), flush=True)
         print(loader(), flush=True)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from demo.export import export
+from demo.export import CACHE, export
 from demo.family import CHECKPOINTS
 from encoder import OpenVision3Autoencoder
 from encoder.cache_latents import cache_latents
@@ -40,7 +40,7 @@ def run(family, tmp_path_factory):
     pipeline.save_pretrained(root / "generator")
     write_parents(root / "generator", {"encoder": weights_hash(root / "encoder" / "autoencoder")})
     write(root, "train", count=80, size=32)
-    cache_latents(ImageTextShards(root / "train" / "shards"), autoencoder.vae, 32, root / "cache")
+    cache_latents(ImageTextShards(root / "train" / "shards"), autoencoder.vae, 32, root / CACHE)
     return root
 
 
@@ -48,7 +48,7 @@ def run(family, tmp_path_factory):
 def checkpoints(run, tmp_path_factory):
     """The exported family."""
     out = tmp_path_factory.mktemp("checkpoints")
-    export(run, run / "cache", out)
+    export(run, out)
     return out
 
 

@@ -8,7 +8,7 @@ import torch
 
 import generator.train
 import mllm.train
-from demo.export import export
+from demo.export import CACHE, export
 from demo.family import FamilyError
 from encoder import OpenVision3Autoencoder
 from encoder.lineage import read_parents, start_training, weights_hash, write_parents
@@ -37,7 +37,7 @@ def test_an_encoder_retrained_after_what_stands_on_it_is_not_exported(own_run, p
     if part == "generator":  # only it is stale
         write_parents(own_run / "mllm", {"encoder": new})
     with pytest.raises(FamilyError, match=f"{part} was trained on the encoder {old}, not on {new}"):
-        export(own_run, own_run / "cache", own_run / "out")
+        export(own_run, own_run / "out")
     assert not (own_run / "out").exists()
 
 
@@ -45,10 +45,10 @@ def test_another_vae_and_parts_without_a_note_are_not_exported(own_run):
     noted = read_parents(own_run / "encoder")["vae"]
     write_parents(own_run / "encoder", {"vae": "0" * 16})
     with pytest.raises(FamilyError, match=f"encoder was trained on the vae 0000000000000000, not on {noted}"):
-        export(own_run, own_run / "cache", own_run / "out")
+        export(own_run, own_run / "out")
     (own_run / "encoder" / "trained_on.json").unlink()
     with pytest.raises(FamilyError, match="encoder was trained on the vae that nothing is noted of"):
-        export(own_run, own_run / "cache", own_run / "out")
+        export(own_run, own_run / "out")
 
 
 def test_a_training_goes_on_only_with_what_it_started_on(tmp_path):
@@ -88,7 +88,7 @@ def test_the_generator_notes_its_encoder(own_run, tmp_path):
     encoder = own_run / "encoder" / "autoencoder"
 
     def train():
-        generator.train.main(["generator/recipes/tiny.yaml", f"output_dir={tmp_path}/out", f"data=[{own_run}/cache]",
+        generator.train.main(["generator/recipes/tiny.yaml", f"output_dir={tmp_path}/out", f"data=[{own_run}/{CACHE}]",
                               f"autoencoder={encoder}", "trainer.max_steps=1", "sample_steps=0",
                               "sample_inference_steps=1", "trainer.per_device_train_batch_size=2"])  # fmt: skip
 
