@@ -30,12 +30,18 @@ class LanguageRecipe(Recipe):
 
 
 class Lines(Dataset):
-    """The lines of a text file. Items are {"text", "key"}."""
+    """The lines of a text file that hold more than space. Items are {"text", "key"}.
+
+    Raises:
+        ValueError: there is no such file, or it holds no text.
+    """
 
     def __init__(self, path: str | Path) -> None:
         if not Path(path).is_file():
             raise ValueError(f"There is no corpus at {path}; give a text file with one sentence a line.")
         self.lines = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+        if not self.lines:
+            raise ValueError(f"The corpus {path} holds no text; give a text file with one sentence a line.")
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -46,6 +52,8 @@ class Lines(Dataset):
 
 def main(argv: list[str]) -> None:
     recipe = load_recipe(LanguageRecipe, argv)
+    if recipe.init_from is not None:
+        raise ValueError("init_from: this training starts a new Llama and reads none; leave init_from out.")
     torch.manual_seed(recipe.trainer.get("seed", 42))
     tokenizer = load_tokenizer(recipe.tokenizer)
     model = LlamaForCausalLM(
