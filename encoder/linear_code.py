@@ -28,10 +28,16 @@ class LinearCode:
 
     def encode(self, pixel_values: Tensor) -> Tensor:
         """pixel_values [batch, 3, height, width] -> [batch, 16, height/8, width/8], each channel of unit variance."""
-        patches = F.pixel_unshuffle(pixel_values, DOWNSAMPLING).movedim(1, -1) - self.mean
-        return (patches @ self.directions / self.std).movedim(-1, 1)
+        mean, directions, std = self._beside(pixel_values)
+        patches = F.pixel_unshuffle(pixel_values, DOWNSAMPLING).movedim(1, -1) - mean
+        return (patches @ directions / std).movedim(-1, 1)
 
     def decode(self, codes: Tensor) -> Tensor:
         """The pixel_values nearest to those that `encode` made codes [batch, 16, height/8, width/8] of."""
-        patches = (codes.movedim(1, -1) * self.std) @ self.directions.T + self.mean
+        mean, directions, std = self._beside(codes)
+        patches = (codes.movedim(1, -1) * std) @ directions.T + mean
         return F.pixel_shuffle(patches.movedim(-1, 1), DOWNSAMPLING)
+
+    def _beside(self, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """mean, directions and std on the device of `values`."""
+        return self.mean.to(values.device), self.directions.to(values.device), self.std.to(values.device)

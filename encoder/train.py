@@ -5,7 +5,6 @@ second starts from the folder of the first (`init_from`) and may have another re
 """
 
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +64,16 @@ class PairCollator:
 
 
 class PreTrainingObjective(nn.Module):
-    """The model as the Trainer sees it. The frozen VAE is no submodule: it is neither moved, saved nor counted."""
+    """The model as the Trainer sees it. The frozen VAE is no submodule: it is neither saved nor counted."""
 
     def __init__(self, model: OpenVision3ForPreTraining, vae: AutoencoderKL) -> None:
         super().__init__()
         self.model = model
-        self._decode = partial(decode, vae)
+        self._vae = (vae,)  # a tuple: not registered
         self._steps = 0
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        return decode(self._vae[0].to(latents.device), latents)
 
     def forward(self, latents: Tensor, pixels: Tensor, input_ids: Tensor, attention_mask: Tensor) -> dict:
         with_pixels = self.model.config.pixel_loss_fraction > 0
@@ -126,10 +128,11 @@ def main(argv: list[str]) -> None:
     shown = cache["latents"][:16].float()
 
     def sample_pictures() -> Image.Image:
-        decoded = decode(vae, model.latent_decoder(model.encoder(latents=shown).last_hidden_state))
-        return picture_grid(
-            to_pil(torch.cat([decode(vae, shown[:8]), decoded[:8], decode(vae, shown[8:]), decoded[8:]])), columns=8
-        )
+        vae.to(model.device)
+        latents = shown.to(model.device)
+        decoded = decode(vae, model.latent_decoder(model.encoder(latents=latents).last_hidden_state))
+        plain = decode(vae, latents)
+        return picture_grid(to_pil(torch.cat([plain[:8], decoded[:8], plain[8:], decoded[8:]])), columns=8)
 
     def export(folder: Path) -> None:
         model.save_pretrained(folder / "pretraining")

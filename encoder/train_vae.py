@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from encoder.data import read_picture
 from encoder.images import picture_grid, to_pil, to_pixel_values
 from encoder.linear_code import LinearCode
-from encoder.vae import decode, encode, tiny_vae
+from encoder.vae import DOWNSAMPLING, decode, encode, tiny_vae
 from training.cli import run_cli
 from training.recipes import Recipe, check_init_from, load_recipe
 from training.shards import TarShards, sample_rng
@@ -49,9 +49,14 @@ class Crops(Dataset):
     """Random square crops, one a picture and epoch; of two candidates the one with more contrast is taken.
 
     Items are {"pixel_values": uint8 [3, crop_size, crop_size], "key": str}.
+
+    Raises:
+        ValueError: there is no picture, one is smaller than a crop, or crop_size is not a multiple of 8.
     """
 
     def __init__(self, folders: list[str], crop_size: int, seed: int) -> None:
+        if crop_size < DOWNSAMPLING or crop_size % DOWNSAMPLING:
+            raise ValueError(f"crop_size is {crop_size} and must be a multiple of {DOWNSAMPLING}.")
         self.crop_size, self.seed, self.epoch = crop_size, seed, 0
         self.keys: list[str] = []
         self.pictures: list[np.ndarray] = []
@@ -60,6 +65,14 @@ class Crops(Dataset):
             for sample in (shards[index] for index in range(len(shards))):
                 self.keys.append(f"{folder}/{sample['__key__']}")
                 self.pictures.append(np.asarray(read_picture(sample, folder)))
+                height, width = self.pictures[-1].shape[:2]
+                if min(height, width) < crop_size:
+                    raise ValueError(
+                        f"{self.keys[-1]} is {width}x{height}, smaller than crop_size={crop_size}: lower crop_size or "
+                        "leave the picture out."
+                    )
+        if not self.pictures:
+            raise ValueError(f"shards holds no picture ({folders}): name folders of .tar shards with pictures.")
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -132,7 +145,7 @@ def latent_std(vae: AutoencoderKL, pictures: list[np.ndarray]) -> float:
     means = []
     for group in by_size.values():
         pixels = torch.from_numpy(np.stack(group)).permute(0, 3, 1, 2).float() / 127.5 - 1.0
-        means += [vae.encode(part).latent_dist.mean.flatten() for part in pixels.split(32)]
+        means += [vae.encode(part.to(vae.device)).latent_dist.mean.flatten() for part in pixels.split(32)]
     return torch.cat(means).std().item()
 
 
@@ -153,7 +166,8 @@ def main(argv: list[str]) -> None:
     shown = to_pixel_values([Image.fromarray(picture) for picture in dataset.pictures[:8]], 128)
 
     def sample_pictures() -> Image.Image:
-        both = torch.cat([shown, decode(vae, encode(vae, shown))])
+        pixel_values = shown.to(vae.device)
+        both = torch.cat([pixel_values, decode(vae, encode(vae, pixel_values))])
         return picture_grid(to_pil(both), columns=8)
 
     def export(folder: Path) -> None:

@@ -17,7 +17,7 @@ class MultimodalObjective(nn.Module):
     """Next-token loss of a LlavaForConditionalGeneration on the trained tokens of a batch.
 
     Args:
-        model: the assembled model. Its tower is no submodule here: it is never trained, moved twice or saved.
+        model: the assembled model. Its tower is no submodule here: it is never trained or saved.
         cached: batches hold the tower's tokens [num_images, num_patches, hidden_size] instead of pixel_values.
     """
 
@@ -89,7 +89,8 @@ def tower_tokens(model: LlavaForConditionalGeneration) -> Callable[[Tensor], Ten
 
     @torch.no_grad()
     def encode(pixel_values: Tensor) -> Tensor:
-        tokens = model.model.vision_tower(pixel_values, output_hidden_states=True).hidden_states[layer]
+        tower = model.model.vision_tower.to(pixel_values.device)  # outside the objective, so no one else moves it
+        tokens = tower(pixel_values, output_hidden_states=True).hidden_states[layer]
         return tokens if strategy == "full" else tokens[:, 1:]
 
     return encode

@@ -36,6 +36,12 @@ def test_linear_weight_adds_the_distance_it_reports(pictures):
     losses = {}
     for weight in (0.0, 0.5):
         torch.manual_seed(0)  # the posterior is sampled
-        losses[weight] = VAEObjective(vae, 2.0, weight, code)(pictures)
+        losses[weight] = VAEObjective(vae, 2.0, 0.0, weight, code)(pictures)
     added = losses[0.5]["loss"] - losses[0.0]["loss"]
     torch.testing.assert_close(added, 0.5 * losses[0.5]["losses"]["linear"], rtol=1e-4, atol=1e-5)
+
+
+def test_a_code_works_where_its_pictures_are(pictures):
+    code = LinearCode.fit(pictures)  # on the CPU; "meta" stands for a GPU
+    codes = code.encode(pictures.to("meta"))
+    assert codes.device.type == code.decode(codes).device.type == "meta"

@@ -4,13 +4,15 @@ import io
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from encoder import OpenVision3ForPreTraining, OpenVision3PreTrainingConfig
-from encoder.train import EncoderRecipe, build_model
+from encoder.train import EncoderRecipe, PreTrainingObjective, build_model
 from encoder.train_tokenizer import train_tokenizer
 from encoder.train_vae import Crops
 from encoder.train_vae import main as train_vae
+from encoder.vae import tiny_vae
 from training.shards import write_shards
 
 SMALL = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
@@ -76,3 +78,22 @@ def test_a_vocabulary_that_does_not_fit_the_corpus_is_named(tmp_path, text, size
     (tmp_path / "corpus.txt").write_text(text)
     with pytest.raises(ValueError, match=f"--vocab-size {size} does not fit the corpus .*{says}"):
         train_tokenizer(tmp_path / "corpus.txt", tmp_path / "out", size)
+
+
+def test_what_gives_no_crops_is_one_sentence(tmp_path):
+    with pytest.raises(ValueError, match="shards holds no picture"):
+        Crops([], crop_size=8, seed=0)
+    write_shards(tmp_path, [{"__key__": "small", "png": picture("PNG")}])
+    assert len(Crops([str(tmp_path)], crop_size=16, seed=0)) == 1
+    with pytest.raises(ValueError, match="/small is 16x24, smaller than crop_size=24: lower crop_size"):
+        Crops([str(tmp_path)], crop_size=24, seed=0)
+    for size in (0, 12):
+        with pytest.raises(ValueError, match=f"crop_size is {size} and must be a multiple of 8"):
+            Crops([str(tmp_path)], crop_size=size, seed=0)
+
+
+def test_the_frozen_vae_decodes_where_the_latents_are(stage):
+    objective = PreTrainingObjective(OpenVision3ForPreTraining.from_pretrained(stage), tiny_vae())
+    assert objective._decode(torch.zeros(1, 16, 4, 4)).shape == (1, 3, 32, 32)
+    assert objective._decode(torch.zeros(1, 16, 4, 4, device="meta")).device.type == "meta"  # stands for a GPU
+    assert not any("vae" in name for name in objective.state_dict())

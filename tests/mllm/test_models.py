@@ -275,3 +275,6 @@ def test_the_frozen_tower_keeps_no_graph(family):
     model = LlavaForConditionalGeneration.from_pretrained(family / "mllm")
     tokens = tower_tokens(model)(torch.randn(2, 3, 32, 32))
     assert tokens.shape == (2, 4, 32) and not tokens.requires_grad
+    # "meta" stands for a GPU: the tower goes where its pictures are.
+    assert tower_tokens(model)(torch.zeros(2, 3, 32, 32, device="meta")).device.type == "meta"
+    assert next(model.model.vision_tower.parameters()).device.type == "meta"
