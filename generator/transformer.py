@@ -208,7 +208,8 @@ class DiTDHTransformer2DModel(ModelMixin, ConfigMixin):
         gain = (time - signal) / (time.square() + signal * (1 - time))
         directions = self.token_directions.float()
         tokens = hidden_states.float().flatten(2).transpose(1, 2)
-        velocity = (tokens @ directions * gain) @ directions.T
+        with torch.autocast(tokens.device.type, enabled=False):  # else its products are bfloat16's whatever was cast
+            velocity = (tokens @ directions * gain) @ directions.T
         return velocity.transpose(1, 2).unflatten(2, hidden_states.shape[-2:]).to(hidden_states.dtype)
 
     def _sincos(self, height: int, width: int) -> Tensor:
