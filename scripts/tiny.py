@@ -308,7 +308,7 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m scripts.tiny", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=Path("runs/tiny"))
+    parser.add_argument("--out", type=Path, default=Path("runs/tiny"), help="folder of everything it writes")
     parser.add_argument("--vae", type=Path, default=VAE, help="folder of the frozen VAE")
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies pictures and steps")
     args = parser.parse_args(argv)
