@@ -27,6 +27,8 @@ from generator.flow import picture_generators  # noqa: E402
 from mllm import ChatModel  # noqa: E402
 from mllm.conversation import IMAGE  # noqa: E402
 
+# Four scenes of the split `val` of shapes, for visitors who have no picture of that world.
+EXAMPLES = Path(__file__).parent / "examples"
 MAX_DRAWINGS = 8
 # Drawings and reconstructions have 64 pixels a side; the page shows them so many times larger.
 ENLARGED = 4
@@ -150,6 +152,8 @@ def build_app(family: Family) -> gr.Blocks:
                     picture = gr.Image(label="Picture", type="pil", interactive=False, elem_id="chat-picture")
                     upload = gr.UploadButton("Choose a picture", file_types=["image"], elem_id="chat-upload")
                     note = gr.Textbox(show_label=False, interactive=False, elem_id="chat-note", container=False)
+                    gr.Examples(sorted(map(str, EXAMPLES.glob("*.png"))), picture, note, family.note,
+                                run_on_click=True, label="Pictures of its world", elem_id="chat-examples")  # fmt: skip
                 with gr.Column(scale=2):
                     log = gr.Chatbot(label="Chat", render_markdown=False, elem_id="chat-log", height=380)
                     question = gr.Textbox(label="Question", placeholder="what color is the circle?",

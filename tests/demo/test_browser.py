@@ -65,12 +65,17 @@ def rng():
     return random.Random(seed)
 
 
+def _choose(page, selector, name, data):
+    """Clicks the button and picks a file, as a visitor does."""
+    with page.expect_file_chooser() as chooser:
+        page.locator(selector).click()
+    chooser.value.set_files({"name": name, "mimeType": "image/png", "buffer": data})
+
+
 def _upload(page, selector, picture, size):
     buffer = io.BytesIO()
     picture.resize((size, size)).save(buffer, "PNG")
-    page.locator(f"{selector} input[type=file], input[type=file]{selector}").first.set_input_files(
-        {"name": "picture.png", "mimeType": "image/png", "buffer": buffer.getvalue()}
-    )
+    _choose(page, selector, "picture.png", buffer.getvalue())
 
 
 def _answers(page):
@@ -144,9 +149,7 @@ def test_mistakes_are_told_in_a_sentence(page):
     page.locator("#draw-send").click()
     page.get_by_text(re.compile("The prompt is empty")).first.wait_for(timeout=10_000)
     page.get_by_role("tab", name="Chat").click()
-    page.locator("#chat-upload input[type=file], input[type=file]#chat-upload").first.set_input_files(
-        {"name": "broken.png", "mimeType": "image/png", "buffer": b"this is no picture"}
-    )
+    _choose(page, "#chat-upload", "broken.png", b"this is no picture")
     page.get_by_text(re.compile("cannot be read as a picture")).first.wait_for(timeout=10_000)
 
 
