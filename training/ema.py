@@ -10,6 +10,8 @@ from torch import Tensor, nn
 class EMA:
     """Averages of a module's trainable parameters, `decay = 0.5 ** (1 / half_life)` per step.
 
+    The averages stay on the device that the module is on when this is made.
+
     A half-life in steps says what it means without arithmetic: RAE's decay of 0.9995 is a half-life of 1,386 steps.
     """
 

@@ -209,18 +209,22 @@ def run_training(
     Raises:
         NonFiniteError: a loss or gradient is not finite.
         ValueError: a prefix in `trainable` matches no parameter, output_dir holds another recipe's checkpoint, or
-            averaged weights are asked for under ZeRO-3, where no process sees whole parameters.
+            averaged weights are asked for under ZeRO-3 or FSDP, where no process sees whole parameters.
     """
     output_dir = Path(recipe.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     set_trainable(objective, recipe.trainable)
-    ema = EMA(objective, recipe.ema_half_life) if recipe.ema_half_life else None
     arguments = training_arguments(recipe)
-    if ema is not None and is_deepspeed_zero3_enabled():
-        raise ValueError("ema_half_life needs whole parameters, which ZeRO-3 splits: use ZeRO-2, or ema_half_life=0.")
+    muon_rate = muon_learning_rate(recipe, arguments)
+    if recipe.ema_half_life and (arguments.fsdp or is_deepspeed_zero3_enabled()):
+        raise ValueError(
+            "ema_half_life needs whole parameters, which ZeRO-3 and FSDP split: use ZeRO-2, or ema_half_life=0."
+        )
     if recipe.dry_run:
         print(dry_run(objective, dataset, arguments, collate))
         return
+    objective.to(arguments.device)  # before EMA, whose averages lie where the parameters are when it is made
+    ema = EMA(objective, recipe.ema_half_life) if recipe.ema_half_life else None
     callbacks: list[TrainerCallback] = [EpochCallback(dataset)]
     if ema is not None:
         callbacks.append(EMACallback(ema))
@@ -237,7 +241,7 @@ def run_training(
         ema=ema,
         keep=keep,
         sampler=None if sampler is None else sampler(arguments.world_size),
-        muon_learning_rate=muon_learning_rate(recipe, arguments),
+        muon_learning_rate=muon_rate,
     )
     if trainer.is_world_process_zero():
         discard_incomplete(output_dir)
