@@ -1,9 +1,11 @@
 """Joins an encoder and a causal LLM into one multimodal folder.
 
     python -m mllm.assemble --encoder runs/encoder/autoencoder --llm runs/llm --out runs/mllm
+    python -m mllm.assemble --encoder runs/encoder/autoencoder --llm Qwen/Qwen2.5-0.5B-Instruct --out runs/mllm
 
 The result is a stock LlavaForConditionalGeneration with a stock LlavaProcessor and a new connector; every later step
-reads and writes such a folder. The encoder is an OpenVision3 autoencoder or encoder, or a CLIP or SigLIP model.
+reads and writes such a folder. The encoder is an OpenVision3 autoencoder or encoder, or a CLIP or SigLIP model. The LLM
+keeps its dtype, in which the whole folder is saved, its generation config, and a head that is tied to the embeddings.
 """
 
 import argparse
@@ -13,8 +15,7 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModel,
-    AutoModelForCausalLM,
-    AutoTokenizer,
+    AutoModelForImageTextToText,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
@@ -25,10 +26,9 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 
 from encoder import OpenVision3Autoencoder, OpenVision3AutoencoderConfig, OpenVision3Config
 from encoder.lineage import weights_hash, write_parents
-from mllm.conversation import IMAGE, image_token
+from mllm.conversation import image_placeholder, image_token
+from mllm.language_model import check_same_logits, load_llm, refuse
 
-# Stock Llava puts a bias-free linear head on the LLM; an LLM that does more there must give the same logits anyway.
-LOGIT_TOLERANCE = 1e-4
 # Tokens louder than this are normalised before the connector (design of this project; CLIP's are about 1).
 MAX_TOKEN_RMS = 4.0
 
@@ -76,42 +76,24 @@ def build_processor(
         tokenizer=tokenizer,
         patch_size=patch_size,
         vision_feature_select_strategy="full",
-        image_token=IMAGE,
+        image_token=image_placeholder(tokenizer),
         num_additional_image_tokens=num_additional,
         chat_template=tokenizer.chat_template,
     )
 
 
-@torch.no_grad()
-def check_same_logits(model: LlavaForConditionalGeneration, llm: PreTrainedModel, name: str) -> None:
-    """Refuses an LLM whose own logits differ from those of the stock head on it."""
-    ids = torch.arange(3, 19)[None] % llm.config.vocab_size
-    difference = (model(input_ids=ids).logits - llm(input_ids=ids).logits).abs().max().item()
-    if not difference <= LOGIT_TOLERANCE:
-        raise ValueError(
-            f"The LLM {name} ({type(llm).__name__}) does more in its head than a linear layer: text-only logits "
-            f"differ by {difference:.2g}; choose a Llama, Qwen, Gemma, GPT-NeoX or OLMo2."
-        )
+def assemble(encoder: Path, llm: str | Path, out: Path, seed: int = 0) -> LlavaForConditionalGeneration:
+    """Builds and saves the folder; returns the model, which is in the dtype of the LLM.
 
+    Args:
+        llm: a folder or the id of a hub model.
 
-def assemble(encoder: Path, llm: Path, out: Path, seed: int = 0) -> LlavaForConditionalGeneration:
-    """Builds and saves the folder; returns the model."""
+    Raises:
+        ValueError: there is no encoder or LLM there, or the LLM does more than a multimodal model can hold.
+    """
     torch.manual_seed(seed)
     tower = load_tower(encoder)
-    if not (llm / "config.json").is_file():
-        raise ValueError(f"There is no LLM at {llm}; give a folder with a config.json.")
-    language_model = AutoModelForCausalLM.from_pretrained(llm).eval()
-    head = language_model.get_output_embeddings()
-    if not isinstance(head, torch.nn.Linear) or head.bias is not None:
-        raise ValueError(
-            f"The LLM {llm} ({type(language_model).__name__}) has no bias-free linear head, which a multimodal "
-            "model needs; choose a Llama, Qwen, Gemma, GPT-NeoX or OLMo2."
-        )
-    tokenizer = AutoTokenizer.from_pretrained(llm)
-    if image_token(tokenizer) == len(tokenizer):
-        tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]})
-        if len(tokenizer) > language_model.config.vocab_size:
-            language_model.resize_token_embeddings(len(tokenizer))
+    language_model, tokenizer = load_llm(llm)
     size = tower.config.image_size
     rms, outlier = token_scale(tower, size)
     print(f"image tokens: RMS {rms:.2f}, loudest channel {outlier:.1f} x RMS")
@@ -132,11 +114,15 @@ def assemble(encoder: Path, llm: Path, out: Path, seed: int = 0) -> LlavaForCond
         multimodal_projector_bias=True,
         tie_word_embeddings=bool(getattr(language_model.config, "tie_word_embeddings", False)),
     )
-    model = LlavaForConditionalGeneration(config).eval()
+    # Built in the LLM's dtype and not cast to it: .to() would also round the rotary frequencies.
+    model = AutoModelForImageTextToText.from_config(config, dtype=language_model.dtype).eval()
+    if type(model.model.language_model) is not type(language_model.base_model):
+        refuse(language_model, llm, "is built otherwise as a part of a multimodal model")
     model.model.vision_tower.load_state_dict(tower.state_dict())
     model.model.language_model.load_state_dict(language_model.base_model.state_dict())
-    model.lm_head.load_state_dict(head.state_dict())
-    check_same_logits(model, language_model, str(llm))
+    model.lm_head.load_state_dict(language_model.get_output_embeddings().state_dict())
+    model.generation_config = language_model.generation_config
+    check_same_logits(model, language_model, llm)
     processor = build_processor(tokenizer, size, tower.config.patch_size, 0)
     if has_class_token:
         processor.vision_feature_select_strategy = "default"
@@ -154,7 +140,7 @@ def main(argv: list[str]) -> None:
         prog="python -m mllm.assemble", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--encoder", type=Path, required=True, help="folder of the frozen vision encoder")
-    parser.add_argument("--llm", type=Path, required=True, help="folder of a causal LLM with its tokenizer")
+    parser.add_argument("--llm", required=True, help="folder of a causal LLM with its tokenizer, or a hub id")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--seed", type=int, default=0, help="of the connector's first weights")
     args = parser.parse_args(argv)

@@ -114,7 +114,10 @@ class ChatModel:
         }
 
     def _end_ids(self) -> list[int]:
-        """eos, and the token that ends a turn in the chat template: the last one of a rendered answer."""
+        """eos, the LLM's own end tokens, and the one that ends a turn in the chat template: a rendered answer's last.
+
+        A template without `{% generation %}` does not say where the answer is; the LLM's own end tokens must do then.
+        """
         rendered = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
             return_dict=True,
@@ -123,7 +126,9 @@ class ChatModel:
         trained = [
             token for token, mask in zip(rendered["input_ids"], rendered["assistant_masks"], strict=True) if mask
         ]
-        return sorted({self.tokenizer.eos_token_id, trained[-1]})
+        own = self.model.generation_config.eos_token_id
+        own = own if isinstance(own, list) else [own]
+        return sorted({self.tokenizer.eos_token_id, *own, *trained[-1:]} - {None})
 
     def _pad_id(self) -> int:
         return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id

@@ -82,9 +82,14 @@ def encode_conversation(
     return {"input_ids": ids, "labels": labels, "image_token_id": image_token_id}
 
 
+def image_placeholder(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The text of the tokenizer's image token: the one it names itself (see mllm.language_model), else `<image>`."""
+    return getattr(tokenizer, "image_token", IMAGE)
+
+
 def image_token(tokenizer: PreTrainedTokenizerBase) -> int:
     """The id of the tokenizer's image token, or the first id after its vocabulary where it has none."""
-    found = tokenizer.convert_tokens_to_ids(IMAGE)
+    found = tokenizer.convert_tokens_to_ids(image_placeholder(tokenizer))
     return len(tokenizer) if found is None or found == tokenizer.unk_token_id else found
 
 
@@ -200,7 +205,8 @@ def _encode_chat(
     generate: bool,
     name: str,
 ) -> tuple[list[int], list[int]]:
-    messages = [{"role": role, "content": text} for role, text in turns]
+    placeholder = image_placeholder(tokenizer)
+    messages = [{"role": role, "content": text.replace(IMAGE, placeholder)} for role, text in turns]
     encoded = tokenizer.apply_chat_template(
         messages,
         tokenize=True,
@@ -210,7 +216,7 @@ def _encode_chat(
     )
     masks = [0] * len(encoded["input_ids"]) if generate else encoded["assistant_masks"]
     if encoded["input_ids"].count(image_token_id) != sum(text.count(IMAGE) for _, text in turns):
-        raise ConversationError(f"Row {name}: the chat template does not render {IMAGE} as one token.")
+        raise ConversationError(f"Row {name}: the chat template does not render {placeholder} as one token a picture.")
     ids: list[int] = []
     labels: list[int] = []
     for token, mask in zip(encoded["input_ids"], masks, strict=True):
