@@ -4,6 +4,7 @@ Everything runs on this machine, on the CPU, offline; the page is served to 127.
 """
 
 import argparse
+import html
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -112,12 +113,17 @@ def enlarged(picture: Image.Image) -> Image.Image:
     return picture.resize((picture.width * ENLARGED, picture.height * ENLARGED), Image.Resampling.BICUBIC)
 
 
+def _as_html(text: str) -> str:
+    """Text to be read as it was typed: Gradio's chat log and messages take theirs for HTML, render_markdown or not."""
+    return html.escape(text, quote=False)
+
+
 def _sentence(call, *args):
     """Runs a call; a user's error becomes a message on the page."""
     try:
         return call(*args)
     except ValueError as error:
-        raise gr.Error(str(error), print_exception=False) from error
+        raise gr.Error(_as_html(str(error)), print_exception=False) from error
 
 
 def build_app(family: Family) -> gr.Blocks:
@@ -129,11 +135,11 @@ def build_app(family: Family) -> gr.Blocks:
 
     def ask(question: str, image: Image.Image | None, history: list[dict]) -> Iterator[tuple[list[dict], str]]:
         question = _sentence(plain_text, question, "question", "ask something about the picture")
-        history = [*(history or []), {"role": "user", "content": question}]
+        history = [*(history or []), {"role": "user", "content": _as_html(question)}]
         yield [*history, {"role": "assistant", "content": "..."}], ""
         text = ""
         for text in family.answer(question, image):
-            yield [*history, {"role": "assistant", "content": text}], ""
+            yield [*history, {"role": "assistant", "content": _as_html(text)}], ""
         if not text.strip():
             yield [*history, {"role": "assistant", "content": NO_ANSWER}], ""
 

@@ -159,3 +159,7 @@ def test_what_the_user_types_stays_text(page):
     page.locator("#chat-send").click()
     page.get_by_text("<img src=x id=injected>").first.wait_for(timeout=20_000)
     assert page.locator("#injected").count() == 0
+    page.get_by_role("tab", name="Draw").click()
+    page.locator("#draw-prompt textarea").fill("<image>")
+    page.locator("#draw-send").click()
+    page.get_by_text("The prompt holds <image>").first.wait_for(timeout=20_000)
