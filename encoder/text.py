@@ -69,6 +69,9 @@ class TextEncoder(StrictLoading, PreTrainedModel):
         if isinstance(module, TextEncoder):
             nn.init.normal_(module.position_embedding, std=0.01)
 
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.token_embedding
+
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> BaseModelOutputWithPooling:
         """input_ids [batch, length] (padded on the right), attention_mask [batch, length], 1 where there is text.
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from encoder.images import to_pil
 from generator.flow import draw_noise, sample
-from generator.text import encode_texts
+from generator.text import encode_texts, states_width
 from generator.transformer import DiTDHTransformer2DModel
 
 OUTPUT_TYPES = ("pil", "pt", "tokens")
@@ -25,6 +25,16 @@ def check_width(transformer: DiTDHTransformer2DModel) -> None:
         raise ValueError(
             f"The transformer's last width is {width}, below the token width {token_width}: it cannot express "
             f"full-rank noise; make hidden_size[1] at least {token_width}."
+        )
+
+
+def check_text(transformer: DiTDHTransformer2DModel, text_encoder: PreTrainedModel) -> None:
+    """A transformer reads the states of the text encoder it was trained on."""
+    reads, gives = transformer.config.text_hidden_size, states_width(text_encoder)
+    if reads != gives:
+        raise ValueError(
+            f"The transformer reads text states of width {reads}, the text encoder gives {gives}: "
+            "use the text encoder it was trained on."
         )
 
 
@@ -66,6 +76,8 @@ class OpenVision3Pipeline(DiffusionPipeline):
     ):
         super().__init__()
         check_width(transformer)
+        if text_encoder is not None:
+            check_text(transformer, text_encoder)
         self.register_modules(
             transformer=transformer,
             autoencoder=autoencoder,

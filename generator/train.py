@@ -23,7 +23,7 @@ from generator.flow import dimension_shift, picture_generators
 from generator.objective import FlowObjective
 from generator.pipeline import OpenVision3Pipeline, check_width, make_scheduler
 from generator.statistics import CHECKED_PICTURES, TokenStatistics, check_normalized, token_covariance, token_statistics
-from generator.text import TextStates, longest_text
+from generator.text import TextStates, longest_text, states_width
 from generator.transformer import PRESETS, DiTDHTransformer2DModel
 from training.cli import run_cli
 from training.recipes import REQUIRED, Recipe, check_init_from, load_recipe
@@ -171,7 +171,7 @@ def main(argv: list[str]) -> None:
     tokens = cache_tokens(autoencoder, drawings.latents) if size_gb <= recipe.cache_gb else None
     used_gb = 0.0 if tokens is None else size_gb
     limit, states = cache_text(recipe, text_encoder, tokenizer, drawings, recipe.cache_gb - used_gb)
-    text_width = None if text_encoder is None else text_encoder.config.hidden_size
+    text_width = None if text_encoder is None else states_width(text_encoder)
     transformer = build_transformer(recipe, first, grid, text_width)
     shift = recipe.shift or dimension_shift(first.shape[-1], *grid)
     texts = "online" if states is None else f"{2 * states.states.numel() / 1e9:.2f} GB in memory"

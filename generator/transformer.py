@@ -52,7 +52,7 @@ class DiTDHTransformer2DModel(ModelMixin, ConfigMixin):
         hidden_size, num_layers, num_attention_heads: two numbers each, encoder and head.
         mlp_ratio: feed-forward width over model width, before the two thirds of the gated form.
         num_classes: number of labels; label `num_classes` means "no class" where `null_class` is on.
-        text_hidden_size: width of the text states.
+        text_hidden_size: width of the text states, generator.text.states_width of the text encoder.
         qk_norm, align_ffn: ours by default, off in RAE's published weights.
         feed_forward (swiglu, gelu), norm (rms, layer), rope, absolute_positions: RAE's options, for its weights.
         position_frequencies: highest and lowest of the absolute positions; see encoder.positions.

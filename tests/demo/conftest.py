@@ -18,6 +18,7 @@ from encoder.lineage import weights_hash, write_parents
 from encoder.tokenizer import load_tokenizer
 from generator import DiTDHTransformer2DModel, OpenVision3Pipeline
 from generator.pipeline import make_scheduler
+from generator.text import states_width
 from training.shapes.write import write
 
 
@@ -32,7 +33,9 @@ def run(family, tmp_path_factory):
     tokenizer.save_pretrained(root / "encoder" / "autoencoder" / "tokenizer")
     write_parents(root / "encoder", {"vae": vae_hash(autoencoder.vae)})
     shutil.copytree(family / "mllm", root / "mllm")
-    transformer = DiTDHTransformer2DModel.preset("tiny", sample_size=[2, 2], in_channels=32, text_hidden_size=32)
+    transformer = DiTDHTransformer2DModel.preset(
+        "tiny", sample_size=[2, 2], in_channels=32, text_hidden_size=states_width(autoencoder.text_encoder)
+    )
     pipeline = OpenVision3Pipeline(transformer, autoencoder, make_scheduler(1.0), autoencoder.text_encoder, tokenizer)
     pipeline.save_pretrained(root / "generator")
     write_parents(root / "generator", {"encoder": weights_hash(root / "encoder" / "autoencoder")})

@@ -9,6 +9,7 @@ from encoder import OpenVision3Autoencoder, OpenVision3ForPreTraining, OpenVisio
 from encoder.vae import tiny_vae
 from generator import DiTDHTransformer2DModel, OpenVision3Pipeline
 from generator.pipeline import make_scheduler
+from generator.text import states_width
 
 WORDS = "a red blue circle square left of there is small large on background the at".split()
 
@@ -51,7 +52,7 @@ def make_transformer():
 
 @pytest.fixture()
 def pipeline(autoencoder, tokenizer, make_transformer):
-    transformer = make_transformer(text_hidden_size=autoencoder.text_encoder.config.hidden_size)
+    transformer = make_transformer(text_hidden_size=states_width(autoencoder.text_encoder))
     pipe = OpenVision3Pipeline(transformer, autoencoder, make_scheduler(1.0), autoencoder.text_encoder, tokenizer)
     pipe.set_progress_bar_config(disable=True)
     return pipe

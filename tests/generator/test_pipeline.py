@@ -84,6 +84,9 @@ def test_refusals(pipeline, tmp_path, make_transformer):
     with pytest.raises(ValueError, match="last width is 120, below the token width 192"):
         narrow = make_transformer(hidden_size=(32, 120), text_hidden_size=192, num_attention_heads=(2, 2))
         OpenVision3Pipeline(narrow, pipeline.autoencoder, pipeline.scheduler, pipeline.text_encoder, pipeline.tokenizer)
+    with pytest.raises(ValueError, match="reads text states of width 192, the text encoder gives 384"):
+        other = make_transformer(text_hidden_size=192)
+        OpenVision3Pipeline(other, pipeline.autoencoder, pipeline.scheduler, pipeline.text_encoder, pipeline.tokenizer)
     guided = OpenVision3Pipeline(
         pipeline.transformer, pipeline.autoencoder, pipeline.scheduler, pipeline.text_encoder, pipeline.tokenizer,
         guidance_transformer=pipeline.transformer,

@@ -15,7 +15,7 @@ from generator.evaluate import main as evaluate
 from generator.flow import sample, uniform_timesteps
 from generator.objective import FlowObjective
 from generator.pipeline import load_pipeline
-from generator.text import TextStates
+from generator.text import TextStates, encode_texts, states_width
 from generator.train import GeneratorRecipe, build_transformer
 from generator.train import main as train
 from generator.transformer import PRESETS
@@ -119,7 +119,7 @@ def test_random_choices_belong_to_the_picture(autoencoder, tokenizer):
 
 def test_cached_tokens_and_online_encoding_give_the_same_loss(autoencoder, tokenizer, make_transformer):
     drawings = Drawings(["a", "b"], torch.randn(2, 16, 8, 8).half(), [["a red circle"], ["a blue square"]])
-    objective = FlowObjective(make_transformer(text_hidden_size=192), 1.0, autoencoder, autoencoder.text_encoder)
+    objective = FlowObjective(make_transformer(text_hidden_size=384), 1.0, autoencoder, autoencoder.text_encoder)
     assert not hasattr(objective, "config")
     assert all(name.startswith("transformer.") for name, _ in objective.named_parameters())
     losses = []
@@ -141,7 +141,7 @@ def test_cached_and_online_text_states_give_the_same_loss(autoencoder, tokenizer
     states = TextStates.compute(text_encoder, tokenizer, texts, 64, most_gb=1.0)
     assert len(states.numbers) == 4 and len(states.states) == 2 + 5 + 10 + 11  # distinct, without padding
     assert TextStates.compute(text_encoder, tokenizer, texts, 64, most_gb=1e-9) is None
-    transformer = make_transformer(text_hidden_size=192)
+    transformer = make_transformer(text_hidden_size=states_width(text_encoder))
     objective = FlowObjective(transformer, 1.0, autoencoder, text_encoder)
     noise, tokens = torch.randn(2, 64, 16, 192)
     items = [
@@ -177,6 +177,14 @@ def test_cached_and_online_text_states_give_the_same_loss(autoencoder, tokenizer
 def test_refusals(files, override, words):
     with pytest.raises((ValueError, RecipeError), match=words):
         train([str(files / "recipe.yaml"), override])
+
+
+def test_a_state_holds_its_word_in_any_text(pipeline):
+    states, _ = encode_texts(pipeline.text_encoder, pipeline.tokenizer, ["a red circle", "the circle is red"])
+    width = pipeline.text_encoder.config.hidden_size
+    assert torch.equal(states[0, 3, width:], states[1, 2, width:])
+    assert not torch.allclose(states[0, 3, :width], states[1, 2, :width], atol=1e-3)
+    assert torch.allclose(states[0, :, width:].square().mean(-1), torch.ones(states.shape[1]), atol=1e-3)
 
 
 def test_a_cache_of_another_vae_is_refused(files):
