@@ -179,7 +179,7 @@ def build_app(family: Family) -> gr.Blocks:
                 count = gr.Slider(1, MAX_DRAWINGS, value=4, step=1, label="Drawings", elem_id="draw-count")
                 seed = gr.Number(value=0, precision=0, minimum=0, label="Seed", elem_id="draw-seed")
                 steps = gr.Slider(5, 100, value=25, step=1, label="Steps")
-                guidance = gr.Slider(1, 8, value=3, step=0.5, label="Guidance")
+                guidance = gr.Slider(1, 8, value=5, step=0.5, label="Guidance")
             draw = gr.Button("Draw", variant="primary", elem_id="draw-send")
             gallery = gr.Gallery(label="Drawings", columns=4, format="png", elem_id="draw-gallery")
             for trigger in (draw.click, prompt.submit):

@@ -1,8 +1,8 @@
 """Texts -> states of a frozen text encoder. The empty text is the null condition, in training and sampling alike.
 
 A token's state is what the encoder made of it in its text, beside the plain embedding of the word. Contrast trains a
-tower to sum a text up in one vector, and its last states forget words on the way: the tiny one's tell eight shapes apart
-in half of the cases, its embeddings always (docs/log.md, 2026-11-25).
+tower to sum a text up in one vector, and its last states forget words on the way: the tiny one's tell eight shapes
+apart in half of the cases, its embeddings always (docs/log.md, 2026-11-25).
 """
 
 from collections.abc import Sequence

@@ -79,7 +79,7 @@ def parts(out: Path, vae: Path, scale: float) -> list[Part]:
 
     def draw(split: str) -> list[str]:
         return ["generator.evaluate", f"--model={out}/generator", f"--count={some(500, 2)}", "--split", split,
-                "--categories", "single", "two_with_relation", f"--nearest={out}/cache64",
+                "--categories", "single", "two_with_relation", f"--nearest={out}/cache64", "--guidance=5",
                 f"--out={reports}/drawings_{split}.json"]  # fmt: skip
 
     return [
@@ -134,12 +134,16 @@ def parts(out: Path, vae: Path, scale: float) -> list[Part]:
         Part("drawings_test_combo", 6.0, ("generator", "latents"), reports / "drawings_test_combo.json",
              draw("test_combo"), lane=1),
 
-        Part("generator_start", 25.0, ("encoder", "latents"), out / "generator_start",
+        Part("generator_start", 17.5, ("encoder", "latents"), out / "generator_start",
              ["generator.train", "generator/recipes/tiny.yaml", steps(1000), f"output_dir={out}/generator_start",
               f"data=[{out}/cache64]", f"autoencoder={autoencoder}"], lane=2),
-        Part("generator", 25.0, ("generator_start", "encoder", "latents"), out / "generator",
-             ["generator.train", "generator/recipes/tiny_finish.yaml", steps(1000), f"output_dir={out}/generator",
+        Part("generator_more", 23.0, ("generator_start", "encoder", "latents"), out / "generator_more",
+             ["generator.train", "generator/recipes/tiny_more.yaml", steps(1400), f"output_dir={out}/generator_more",
               f"init_from={out}/generator_start/transformer", f"data=[{out}/cache64]",
+              f"autoencoder={autoencoder}"], lane=2),
+        Part("generator", 20.0, ("generator_more", "encoder", "latents"), out / "generator",
+             ["generator.train", "generator/recipes/tiny_finish.yaml", steps(1200), f"output_dir={out}/generator",
+              f"init_from={out}/generator_more/transformer", f"data=[{out}/cache64]",
               f"autoencoder={autoencoder}"], lane=2),
         Part("drawings_test_iid", 6.0, ("generator", "latents"), reports / "drawings_test_iid.json",
              draw("test_iid"), lane=2),

@@ -218,7 +218,7 @@ def test_it_learns_which_text_belongs_to_which_tokens():
 
 def test_every_recipe_is_accepted():
     recipes = sorted((Path(__file__).parents[2] / "generator" / "recipes").glob("*.yaml"))
-    assert len(recipes) == 6
+    assert len(recipes) == 7
     for path in recipes:
         assert load_recipe(GeneratorRecipe, [str(path)]).size in PRESETS
 
