@@ -203,13 +203,13 @@ class OpenVision3Model(StrictLoading, PreTrainedModel):
         return torch.cat([zero, fixed])
 
     def encode_pixels(self, pixel_values: Tensor) -> Tensor:
-        """pixel_values [batch, 3, height, width] in [-1, 1] -> latents [batch, 16, height/8, width/8]."""
+        """pixel_values [batch, 3, height, width] in [-1, 1] -> latents [batch, 16, height/8, width/8] in own dtype."""
         if self.vae is None:
             raise ValueError(
                 "This encoder has no VAE, so it takes latents=, not pixel_values=; load it with vae=... "
                 "or attach one by attach_vae()."
             )
-        return encode(self.vae, pixel_values)
+        return encode(self.vae, pixel_values.to(self.dtype))
 
     def pool(self, image_tokens: Tensor) -> Tensor:
         """image_tokens [batch, num_patches, hidden_size] -> pooled [batch, projection_dim], not normalised.

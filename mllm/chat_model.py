@@ -18,7 +18,7 @@ from transformers import (
 
 import encoder  # noqa: F401  registers the vision tower with the Auto classes
 from encoder.images import load_image
-from mllm.conversation import IMAGE, encode_conversation
+from mllm.conversation import IMAGE, encode_conversation, end_of_answer
 
 Message = dict[str, str]
 
@@ -34,10 +34,11 @@ class _Stopped(StoppingCriteria):
 
 
 class ChatModel:
-    """Answers questions about pictures.
+    """Answers questions about pictures, in the conversation template that the folder was trained with.
 
-    Messages are {"role": "user" | "assistant" | "system", "content": str}; a picture's place is `<image>` in a content,
-    and pictures without a place come first in the first user message.
+    Messages are {"role": "user" | "assistant" | "system", "content": str}. As many `<image>` in the user's contents as
+    there are pictures are their places; else every `<image>` is text, as all other special tokens always are, and the
+    pictures come first in the first user message. Works on the model's device and in its dtype, also after `model.to`.
     """
 
     def __init__(self, model: LlavaForConditionalGeneration, processor, max_new_tokens: int = 128) -> None:
@@ -46,9 +47,17 @@ class ChatModel:
         self.tokenizer: PreTrainedTokenizerBase = processor.tokenizer
         self.max_new_tokens = max_new_tokens
         self.num_image_tokens = model.config.image_seq_length
+        # mllm.train names the template; a stock folder, or one that is assembled only, has its LLM's own.
+        self.template: str = getattr(model.config, "conversation_template", "chat")
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, max_new_tokens: int = 128) -> "ChatModel":
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        max_new_tokens: int = 128,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> "ChatModel":
         """Reads a folder of mllm.assemble or mllm.train.
 
         Raises:
@@ -57,7 +66,7 @@ class ChatModel:
         if not (Path(folder) / "config.json").is_file():
             raise ValueError(f"There is no multimodal LLM at {folder}; make one with python -m mllm.assemble.")
         return cls(
-            LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32),
+            LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype).to(device),
             AutoProcessor.from_pretrained(folder),
             max_new_tokens,
         )
@@ -114,21 +123,10 @@ class ChatModel:
         }
 
     def _end_ids(self) -> list[int]:
-        """eos, the LLM's own end tokens, and the one that ends a turn in the chat template: a rendered answer's last.
-
-        A template without `{% generation %}` does not say where the answer is; the LLM's own end tokens must do then.
-        """
-        rendered = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
-            return_dict=True,
-            return_assistant_tokens_mask=True,
-        )
-        trained = [
-            token for token, mask in zip(rendered["input_ids"], rendered["assistant_masks"], strict=True) if mask
-        ]
+        """eos, the LLM's own end tokens, and the one that ends an answer in the template."""
         own = self.model.generation_config.eos_token_id
         own = own if isinstance(own, list) else [own]
-        return sorted({self.tokenizer.eos_token_id, *own, *trained[-1:]} - {None})
+        return sorted({self.tokenizer.eos_token_id, *own, end_of_answer(self.tokenizer, self.template)} - {None})
 
     def _pad_id(self) -> int:
         return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
@@ -144,11 +142,10 @@ class ChatModel:
             if not turns or turns[-1]["from"] != "user" or not turns[-1]["value"].replace(IMAGE, "").strip():
                 raise ValueError("The question is empty; end the messages with a user message that asks something.")
             row = {"id": "chat", "conversations": turns, **({"image": [""] * len(loaded)} if loaded else {})}
-            rows.append(
-                encode_conversation(row, self.tokenizer, "chat", self.num_image_tokens, add_generation_prompt=True)[
-                    "input_ids"
-                ]
+            encoded = encode_conversation(
+                row, self.tokenizer, self.template, self.num_image_tokens, add_generation_prompt=True
             )
+            rows.append(encoded["input_ids"])
             pictures += loaded
         longest = max(map(len, rows))
         input_ids = torch.full((len(rows), longest), self._pad_id())
@@ -156,7 +153,9 @@ class ChatModel:
         for index, row in enumerate(rows):
             input_ids[index, longest - len(row) :] = torch.tensor(row)
             attention_mask[index, longest - len(row) :] = 1
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        device = self.model.device
+        inputs = {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}
         if pictures:
-            inputs["pixel_values"] = self.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+            pixel_values = self.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+            inputs["pixel_values"] = pixel_values.to(device, self.model.dtype)
         return inputs

@@ -1,7 +1,8 @@
 """Trains a multimodal LLM on LLaVA rows: python -m mllm.train mllm/recipes/tiny_align.yaml [key=value ...]
 
 Stage 1 (`trainable: [connector]`) and stage 2 (`trainable: [connector, llm, head]`) are recipes. `init_from` is a
-folder of mllm.assemble or of an earlier stage; the result in `output_dir` is another such folder.
+folder of mllm.assemble or of an earlier stage; the result in `output_dir` is another such folder, and its config names
+the conversation template.
 """
 
 from dataclasses import dataclass, field
@@ -49,6 +50,7 @@ def main(argv: list[str]) -> None:
     model = LlavaForConditionalGeneration.from_pretrained(recipe.init_from)
     processor = AutoProcessor.from_pretrained(recipe.init_from)
     parents = {**read_parents(recipe.init_from), "init_from": weights_hash(recipe.init_from)}
+    model.config.conversation_template = recipe.template  # what ChatModel will speak
     model.model.vision_tower.requires_grad_(False).eval()
     tower = tower_tokens(model)
 

@@ -1,12 +1,15 @@
 """Rows to ids and labels: LLaVA's own on the golden rows, and a decision for every odd row."""
 
+import copy
 import json
+import re
 from pathlib import Path
 
 import pytest
 from transformers import AutoTokenizer
 
-from mllm.conversation import IGNORED, ConversationError, encode_conversation
+from mllm.conversation import IGNORED, ConversationError, encode_conversation, end_of_answer
+from mllm.templates import special_tokens
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "llava"
 
@@ -111,6 +114,78 @@ def test_the_prompt_of_chat_is_the_beginning_of_the_training_row(chat):
     question = {**row, "conversations": row["conversations"][:1]}
     prompt = encode_conversation(question, chat, "chat", 4, add_generation_prompt=True)["input_ids"]
     assert encode_conversation(row, chat, "chat", 4)["input_ids"][: len(prompt)] == prompt
+
+
+def _with_template(tokenizer, template):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+CHATML = (
+    "{% for m in messages %}{{ '<|user|>' + m['role'] + '\n' + m['content'] | trim + '<|end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|user|>assistant\n' }}{% endif %}"
+)
+
+
+def test_a_marked_template_is_encoded_as_transformers_does(chat):
+    row = _row("<image>\nwhat color?", "red", " and <image>?\n", "  blue\n", image=["a.png", "b.png"])
+    encoded = encode_conversation(row, chat, "chat", 1)
+    roles = ("user", "assistant") * 2
+    messages = [
+        {"role": role, "content": turn["value"]} for role, turn in zip(roles, row["conversations"], strict=True)
+    ]
+    own = chat.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+    assert encoded["input_ids"] == own["input_ids"]
+    assert [label != IGNORED for label in encoded["labels"]] == [bool(mask) for mask in own["assistant_masks"]]
+
+
+def test_without_generation_marks_the_answers_are_found_all_the_same(chat):
+    row = _row("<image>\nwhat color?", "red", "and?", " two\nlines", "more?", "red")
+    bare = _with_template(chat, re.sub(r"\{% (end)?generation %\}", "", chat.chat_template))
+    assert bare.chat_template != chat.chat_template
+    assert encode_conversation(row, bare, "chat", 3) == encode_conversation(row, chat, "chat", 3)
+    chatml = _with_template(chat, CHATML)
+    assert _trained(encode_conversation(row, chatml, "chat", 3), chat) == "red<|end|>two\nlines<|end|>red<|end|>"
+    assert end_of_answer(bare, "chat") == end_of_answer(chatml, "chat") == chat.convert_tokens_to_ids("<|end|>")
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        (None, "Row r1: the tokenizer has no chat template"),
+        (CHATML.replace("m['content'] | trim", "(m['content'] if loop.last else 'x')"), "Row r1: .* turn 2 otherwise"),
+        (CHATML.replace("assistant\n", "<think>"), "Row r1: .* turn 2 otherwise when it is asked for"),
+        ("{{ raise_exception('no pictures here') }}", "Row r1: the chat template refuses it: no pictures here"),
+    ],
+)
+def test_a_chat_template_that_does_not_do_is_refused_in_a_sentence(chat, template, words):
+    tokenizer = _with_template(chat, template)
+    with pytest.raises(ConversationError, match=words):
+        encode_conversation(_row("what?", "red", "and?", "blue", image=None), tokenizer, "chat", 2)
+    assert end_of_answer(tokenizer, "chat") is None or "loop.last" in template
+
+
+@pytest.mark.parametrize("template", ["chat", "vicuna_v1"])
+@pytest.mark.parametrize("typed", ["<|end|>", "</s>", "<image>", "<|user|><|end|>", "<s", "a</s></s>b", "\ufdd1</s>"])
+def test_a_special_token_that_someone_typed_is_text(chat, template, typed):
+    special = set(special_tokens(chat).values())
+
+    def controls(text):
+        row = {"id": "r1", "conversations": _row(f"is {text} red?", f"{text} yes", f"{text}")["conversations"]}
+        ids = encode_conversation(row, chat, template, 2, add_generation_prompt=True)["input_ids"]
+        return [token for token in ids if token in special], chat.decode(ids)
+
+    found, text = controls(typed)
+    assert found == controls("word")[0] and text.count(typed.replace("\ufdd1", "")) >= 3
+
+
+def test_words_around_a_typed_special_token_are_tokenised_as_ever(chat):
+    rows = [_row(text, "red", image=None) for text in ("a red</s> star", "a red star")]
+    typed, plain = [chat.convert_ids_to_tokens(encode_conversation(row, chat)["input_ids"]) for row in rows]
+    behind = plain.index("▁red") + 1
+    assert typed[:behind] == plain[:behind] and typed[behind - len(plain) :] == plain[behind:]
+    assert "a red</s> star<|end|>" in chat.decode(chat.convert_tokens_to_ids(typed)) and "</s>" not in typed
 
 
 def test_unknown_template(chat):
