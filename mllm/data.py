@@ -81,7 +81,8 @@ class Conversations(Dataset):
     """Encoded rows. Items are {"input_ids", "labels", "key", "images": [Tensor, ...]}.
 
     input_ids and labels are int64 [length]. An image is the frozen tower's tokens [num_patches, hidden_size] where
-    `tokens` is given, else pixel_values. Conversations that return, in another row or epoch, are tokenised once.
+    `tokens` is given, else pixel_values; there are as many as input_ids has places for: a picture whose turn was left
+    out is not loaded. Conversations that return, in another row or epoch, are tokenised once.
     """
 
     def __init__(
@@ -99,32 +100,32 @@ class Conversations(Dataset):
         self.rows, self.tokenizer, self.template = rows, tokenizer, template
         self.num_image_tokens, self.max_length, self.root = num_image_tokens, max_length, root
         self.tokens, self.to_pixels = tokens, to_pixels
-        self._seen: dict[str, tuple[Tensor, Tensor]] = {}
+        self._seen: dict[str, tuple[Tensor, Tensor, int]] = {}
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def _encode(self, row: dict) -> tuple[Tensor, Tensor]:
-        """input_ids and labels [length]; the ids of pictures do not depend on which pictures they are."""
+    def _encode(self, row: dict) -> tuple[Tensor, Tensor, int]:
+        """input_ids, labels [length], number of pictures; the ids of pictures do not depend on which they are."""
         key = json.dumps([row["conversations"], len(images_of(row)), "image" in row])
         if key not in self._seen:
             encoded = encode_conversation(row, self.tokenizer, self.template, self.num_image_tokens, self.max_length)
             if len(self._seen) == REMEMBERED:
                 self._seen.clear()
-            self._seen[key] = torch.tensor(encoded["input_ids"]), torch.tensor(encoded["labels"])
+            input_ids, labels = torch.tensor(encoded["input_ids"]), torch.tensor(encoded["labels"])
+            places = int((input_ids == encoded["image_token_id"]).sum())
+            self._seen[key] = input_ids, labels, places // self.num_image_tokens
         return self._seen[key]
 
     def __getitem__(self, index: int) -> dict:
         row = self.rows[index]
-        input_ids, labels = self._encode(row)
+        input_ids, labels, count = self._encode(row)
+        names = images_of(row)[:count]  # only turns at the end are ever left out
         if self.tokens is not None:
-            images = [self.tokens[name].float() for name in images_of(row)]
+            images = [self.tokens[name].float() for name in names]
         else:
-            images = (
-                list(self.to_pixels([load_picture(name, self.root, row.get("id")) for name in images_of(row)]))
-                if images_of(row)
-                else []
-            )
+            pictures = [load_picture(name, self.root, row.get("id")) for name in names]
+            images = list(self.to_pixels(pictures)) if pictures else []
         return {
             "input_ids": input_ids,
             "labels": labels,

@@ -30,16 +30,30 @@ class MultimodalObjective(nn.Module):
         self._tower: Callable[[Tensor], Tensor] | None = None if cached else tower_tokens(model)
 
     def forward(self, input_ids: Tensor, labels: Tensor, attention_mask: Tensor, images: Tensor) -> dict:
-        """input_ids, labels, attention_mask [batch, length]; images: tower tokens or pixel_values, see `cached`."""
+        """Args:
+            input_ids, labels, attention_mask: [batch, length].
+            images: tower tokens or pixel_values, see `cached`; one dummy where no row has a picture.
+
+        Raises:
+            ValueError: the rows have another number of image tokens than the pictures.
+        """
         if self._tower is not None:
             images = self._tower(images)
-        image_embeds = self.connector(images)
+        # The tower keeps its own dtype, whatever DeepSpeed makes of the trained parts.
+        image_embeds = self.connector(images.to(next(self.connector.parameters()).dtype))
         inputs_embeds = self.llm.get_input_embeddings()(input_ids)
         places = input_ids == self.image_token_id
-        if places.any():
+        count = int(places.sum())
+        num_images, num_patches = image_embeds.shape[:2]
+        if count == num_images * num_patches:
             inputs_embeds = inputs_embeds.masked_scatter(places[..., None], image_embeds.to(inputs_embeds.dtype))
-        else:  # the dummy picture of a text-only batch: in the graph, without effect
+        elif count == 0 and num_images == 1:  # the dummy picture: in the graph, without effect
             inputs_embeds = inputs_embeds + 0.0 * image_embeds.sum()
+        else:  # masked_scatter would fill a row with the next one's picture
+            raise ValueError(
+                f"The rows of this batch have {places.sum(dim=1).tolist()} image tokens and its {num_images} pictures "
+                f"have {num_patches} each; give every row as many as its pictures have."
+            )
         loss = next_token_loss(self.llm, self.head, inputs_embeds, labels, attention_mask)
         return {"loss": loss, "losses": {"next_token": loss.detach()}}
 

@@ -131,9 +131,7 @@ def _pieces(text: str) -> Iterator[tuple[str, int, bool]]:
     yield text[position:], position, False
 
 
-def _encode(
-    piece: str, tokenizer: PreTrainedTokenizerBase, words: bool, first: bool
-) -> list[tuple[int, int, int]]:
+def _encode(piece: str, tokenizer: PreTrainedTokenizerBase, words: bool, first: bool) -> list[tuple[int, int, int]]:
     """(id, first character, the one after the last) of a piece; with `words`, none of them is a special token."""
     if not piece:
         return []

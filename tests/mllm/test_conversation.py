@@ -80,10 +80,50 @@ def test_odd_rows(chat):
     assert encode_conversation(first, chat, "chat", 2) == text_only
 
 
+@pytest.mark.parametrize("template", ["chat", "vicuna_v1", "plain"])
+def test_two_placeholders_in_a_turn_for_one_picture_are_one(chat, template):
+    one = encode_conversation(_row("hi", "yes", "<image>\nwhat?", "red"), chat, template, 3)
+    for text in ("<image>\n<image>\nwhat?", "<image>what?\n<image>", "<image><image><image> what?"):
+        assert encode_conversation(_row("hi", "yes", text, "red"), chat, template, 3) == one
+
+
+@pytest.mark.parametrize("template", ["chat", "vicuna_v1"])
+def test_a_picture_leaves_with_its_turn_and_with_none_other(chat, template):
+    image = chat.convert_tokens_to_ids("<image>")
+    row = _row("<image> what?", "red", "<image> and?", "blue", "and <image>?", image=["a", "b", "c"])
+    ids = encode_conversation(row, chat, template, 3)["input_ids"]
+    assert ids.count(image) == 6
+    assert encode_conversation(row, chat, template, 3, max_length=len(ids) - 1)["input_ids"].count(image) == 3
+    text = encode_conversation(_row("what?", "red", "<image>?"), chat, template, 3)
+    assert text == encode_conversation(_row("what?", "red", image=None), chat, template, 3)
+
+
+@pytest.mark.parametrize("template", ["chat", "vicuna_v1"])
+def test_two_pictures_in_one_turn_keep_their_places(chat, template):
+    ids = encode_conversation(_row("red <image> or <image>?", "red", image=["a", "b"]), chat, template, 3)["input_ids"]
+    image = chat.convert_tokens_to_ids("<image>")
+    assert ids.count(image) == 6 and ids.index(image) + 6 < len(ids) - ids[::-1].index(image)
+
+
+def test_an_image_in_a_prompt_that_is_no_pictures_place_is_text(chat):
+    image = chat.convert_tokens_to_ids("<image>")
+    for count, text in enumerate(["what is <image>?", "<image> and <image> in two turns", "<image>" * 3]):
+        row = _row("<image>?", "a <image>", text, image=["a.png"] * count)
+        ids = encode_conversation(row, chat, "chat", 2, add_generation_prompt=True)["input_ids"]
+        assert ids.count(image) == 2 * count and "<image>" in chat.decode([token for token in ids if token != image])
+
+
 @pytest.mark.parametrize(
     ("row", "words"),
     [
         (_row("what?", ""), "r1 has an empty turn"),
+        (_row("<image>\nwhat?", "red", "<image> and?", "blue"), "2 <image> placeholders and 1 pictures"),
+        (_row("what?", "a <image>"), "1 <image> placeholders and 1 pictures; make .* in human turns only"),
+        (
+            {**_row("x"), "conversations": [{"from": "gpt", "value": "<image>"}, *_row("a", "b")["conversations"]]},
+            "1 <image> placeholders and 1 pictures",
+        ),
+        (_row("<image>?"), "no question with an answer"),
         (_row("a literal <image>?", "yes", image=None), "1 <image> placeholders and 0 pictures"),
         (_row("<image> <image> <image>", "yes", image=["a", "b"]), "3 <image> placeholders and 2 pictures"),
         (

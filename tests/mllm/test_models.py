@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, CohereConfig, CohereForCausalLM, LlavaFo
 from mllm import ChatModel
 from mllm.assemble import assemble
 from mllm.conversation import IGNORED, encode_conversation, images_of
-from mllm.data import Conversations, load_rows, without_pictures
+from mllm.data import ConversationCollator, Conversations, load_rows, without_pictures
 from mllm.objective import MultimodalObjective, next_token_loss, tower_tokens
 from mllm.train import main as train
 
@@ -186,6 +186,28 @@ def test_a_conversation_that_returns_is_tokenised_once(family, tmp_path, monkeyp
     for row, item in zip(rows * 2, [dataset[index % 7] for index in range(14)], strict=True):
         assert item["input_ids"].tolist() == encode_conversation(row, tokenizer, "chat", 4, 64)["input_ids"]
     assert calls == ["r0", "r1", "text"]  # r2 asks what r0 asks, of the same picture or another
+
+
+def test_a_row_brings_as_many_pictures_as_it_has_places(family, tmp_path):
+    def row(name, images, *turns):
+        speakers = ("human", "gpt") * len(turns)
+        turns = [{"from": speaker, "value": text} for speaker, text in zip(speakers, turns, strict=False)]
+        return {"id": name, "image": images, "conversations": turns}
+
+    rows = [
+        row("cut", ["a", "lost"], "<image> what?", "red", "<image> and?", "blue " * 60),
+        row("two placeholders", "b", "<image><image> what?", "red"),
+        row("dropped", ["c", "lost"], "what? <image>", "red", "<image> and?"),
+        row("text", "lost", "what?", "red", "<image> and?"),
+    ]
+    tokenizer = AutoTokenizer.from_pretrained(family / "mllm")
+    tokens = {name: torch.full((4, 32), float(index)) for index, name in enumerate("abc")}  # "lost" is never loaded
+    dataset = Conversations(
+        rows, tokenizer, template="chat", num_image_tokens=4, max_length=64, root=tmp_path, tokens=tokens
+    )
+    batch = ConversationCollator(tokenizer.pad_token_id, (4, 32))([dataset[index] for index in range(4)])
+    places = batch["input_ids"] == tokenizer.convert_tokens_to_ids("<image>")
+    assert places.sum(dim=1).tolist() == [4, 4, 4, 0] and batch["images"].mean(dim=(1, 2)).tolist() == [0, 1, 2]
 
 
 def _rows(family, tmp_path):
