@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from encoder.images import load_image
-from mllm.chat_model import ChatModel
+from mllm.chat_model import DTYPES, ChatModel, add_device_arguments
 from training.cli import run_cli
 
 
@@ -19,9 +19,10 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--image", type=Path, default=None, help="picture to talk about")
     parser.add_argument("--question", default=None, help="ask this, print the answer and stop")
     parser.add_argument("--max-new-tokens", type=int, default=128)
+    add_device_arguments(parser)
     args = parser.parse_args(argv)
     images = [load_image(args.image)] if args.image is not None else []
-    model = ChatModel.from_pretrained(args.model, args.max_new_tokens)
+    model = ChatModel.from_pretrained(args.model, args.max_new_tokens, args.device, DTYPES[args.dtype])
     if args.question is not None:
         print(model.chat([{"role": "user", "content": args.question}], images))
         return

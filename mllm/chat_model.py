@@ -1,5 +1,6 @@
 """A multimodal LLM that is loaded once and asked many times."""
 
+from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from threading import Event, Thread
@@ -21,6 +22,13 @@ from encoder.images import load_image
 from mllm.conversation import IMAGE, encode_conversation, end_of_answer
 
 Message = dict[str, str]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def add_device_arguments(parser: ArgumentParser) -> None:
+    """--device and --dtype, where and in what a command runs its ChatModel."""
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the computation (default: float32)")
 
 
 class _Stopped(StoppingCriteria):
@@ -61,10 +69,14 @@ class ChatModel:
         """Reads a folder of mllm.assemble or mllm.train.
 
         Raises:
-            ValueError: there is no such folder.
+            ValueError: there is no such folder or device.
         """
         if not (Path(folder) / "config.json").is_file():
             raise ValueError(f"There is no multimodal LLM at {folder}; make one with python -m mllm.assemble.")
+        try:
+            torch.empty(0, device=device)
+        except (AssertionError, RuntimeError) as error:
+            raise ValueError(f"The device {device!r} cannot be used here ({error}); choose cpu.") from error
         return cls(
             LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype).to(device),
             AutoProcessor.from_pretrained(folder),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mllm.chat_model import ChatModel
+from mllm.chat_model import DTYPES, ChatModel, add_device_arguments
 from mllm.conversation import images_of
 from mllm.data import load_picture, load_rows, without_pictures
 from training.cli import run_cli
@@ -66,8 +66,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--blind", action="store_true", help="ask without pictures a model trained so (blind=true)")
     parser.add_argument("--count", type=int, default=None, help="only the first so many rows")
     parser.add_argument("--out", type=Path, default=None, help="write the report as JSON")
+    add_device_arguments(parser)
     args = parser.parse_args(argv)
-    model = ChatModel.from_pretrained(args.model, max_new_tokens=16)
+    model = ChatModel.from_pretrained(args.model, 16, args.device, DTYPES[args.dtype])
     rows = load_rows(args.data)[: args.count]
     if args.blind:
         rows = without_pictures(rows)

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, CohereConfig, CohereForCausalLM, LlavaFo
 
 from mllm import ChatModel
 from mllm.assemble import assemble
+from mllm.chat import main as chat
 from mllm.conversation import IGNORED, encode_conversation, images_of
 from mllm.data import ConversationCollator, Conversations, load_rows, without_pictures
 from mllm.objective import MultimodalObjective, next_token_loss, tower_tokens
@@ -307,6 +308,20 @@ def test_a_model_chats_in_any_dtype(family, pictures, dtype):
     model = ChatModel.from_pretrained(family / "mllm", max_new_tokens=4, dtype=dtype)
     assert model._inputs([(QUESTION, pictures[:1])])["pixel_values"].dtype == dtype
     assert "".join(model.stream(QUESTION, pictures[:1])).strip() == model.chat(QUESTION, pictures[:1])
+
+
+def test_a_model_chats_where_it_is(family, pictures):
+    model = ChatModel.from_pretrained(family / "mllm", device="meta")
+    assert {value.device.type for value in model._inputs([(QUESTION, pictures[:1])]).values()} == {"meta"}
+    with pytest.raises(ValueError, match="device 'cuda:99' cannot be used here"):
+        ChatModel.from_pretrained(family / "mllm", device="cuda:99")
+
+
+def test_chat_answers_a_question_in_the_terminal(family, capsys):
+    options = ["--model", str(family / "mllm"), "--dtype", "bfloat16", "--max-new-tokens", "4"]
+    chat([*options, "--question", "is there a star?"])
+    model = ChatModel.from_pretrained(family / "mllm", 4, dtype=torch.bfloat16)
+    assert capsys.readouterr().out.endswith(model.chat([{"role": "user", "content": "is there a star?"}]) + "\n")
 
 
 def test_a_blind_model_is_trained_on_the_questions_alone(family, tmp_path):
