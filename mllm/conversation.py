@@ -19,6 +19,7 @@ from mllm.templates import (
     render_vicuna,
     special_tokens,
     tokenize,
+    unmarked,
 )
 
 IMAGE = "<image>"
@@ -64,9 +65,7 @@ def encode_conversation(
         raise ValueError(
             f"The chat template needs a tokenizer with the special token {IMAGE}; add it, or use vicuna_v1."
         )
-    turns = _turns(row, name, tokenizer, prompt=add_generation_prompt)
-    if template == "vicuna_v1" and sum(text.count(PLACE) for _, text in turns) == 1:
-        turns = [(role, _one_image(text)) for role, text in turns]
+    turns = _turns(row, name, tokenizer, template, prompt=add_generation_prompt)
     while True:
         try:
             ids, labels = _encode(turns, tokenizer, template, image_token_id, num_image_tokens, add_generation_prompt)
@@ -117,7 +116,9 @@ def images_of(row: dict) -> list[str]:
     return [images] if isinstance(images, str) else list(images)
 
 
-def _turns(row: dict, name: str, tokenizer: PreTrainedTokenizerBase, prompt: bool) -> list[tuple[str, str]]:
+def _turns(
+    row: dict, name: str, tokenizer: PreTrainedTokenizerBase, template: str, prompt: bool
+) -> list[tuple[str, str]]:
     """(role, text) pairs: user and assistant alternate, beginning with the user; a system turn may come first.
 
     A picture's place is PLACE; whatever else looks like a special token is protected. A prompt keeps its last question.
@@ -131,7 +132,7 @@ def _turns(row: dict, name: str, tokenizer: PreTrainedTokenizerBase, prompt: boo
             )
         if not isinstance(turn.get("value"), str) or (role == "assistant" and not turn["value"]):
             raise ConversationError(f"Row {name} has an empty turn; give every turn a text.")
-        turns.append((role, turn["value"]))
+        turns.append((role, unmarked(turn["value"])))
     start = 1 if turns and turns[0][0] == "system" else 0
     placeholders = sum(text.count(IMAGE) for role, text in turns if role == "user" or not prompt)
     if len(turns) > start and turns[start][0] == "assistant":
@@ -151,14 +152,15 @@ def _turns(row: dict, name: str, tokenizer: PreTrainedTokenizerBase, prompt: boo
             f"Row {name} has {placeholders} {IMAGE} placeholders and {images} pictures; "
             "make them equal, and place pictures in human turns only."
         )
-    for index, (role, text) in enumerate(turns):
-        parts = text.split(IMAGE) if places and role == "user" else [text]
-        turns[index] = (role, PLACE.join(protected(part, tokenizer) for part in parts))
-    if one_of_several:
-        turns = [(role, _one_image(text)) for role, text in turns]
-    elif not places:
+    if places:
+        turns = [(role, text.replace(IMAGE, PLACE) if role == "user" else text) for role, text in turns]
+    else:
         first = next(index for index, (role, _) in enumerate(turns) if role == "user")
         turns[first] = ("user", f"{PLACE}\n" * images + turns[first][1])
+    if one_of_several or (template == "vicuna_v1" and images == 1):
+        turns = [(role, _one_image(text)) for role, text in turns]
+    # Only now is a text as it will be read: a picture taken out of a token's name would have made it whole.
+    turns = [(role, PLACE.join(protected(part, tokenizer) for part in text.split(PLACE))) for role, text in turns]
     if turns[-1][0] == "user" and not prompt:
         turns.pop()
     if not prompt and not any(role == "assistant" for role, _ in turns):

@@ -32,9 +32,13 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     return {token.content: number for number, token in added if token.special and number != tokenizer.unk_token_id}
 
 
+def unmarked(text: str) -> str:
+    """The text without the three noncharacters, which would be read as marks."""
+    return re.sub(f"[{PLACE}{OPEN}{CLOSE}]", "", text)
+
+
 def protected(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
     """The text with every special token in it between OPEN and CLOSE, so that `tokenize` reads it as words."""
-    text = re.sub(f"[{PLACE}{OPEN}{CLOSE}]", "", text)
     names = sorted((re.escape(name) for name in special_tokens(tokenizer) if len(name) > 1), key=len, reverse=True)
     return re.sub("|".join(names), rf"{OPEN}\g<0>{CLOSE}", text) if names else text
 

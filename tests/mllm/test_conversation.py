@@ -105,6 +105,13 @@ def test_two_pictures_in_one_turn_keep_their_places(chat, template):
     assert ids.count(image) == 6 and ids.index(image) + 6 < len(ids) - ids[::-1].index(image)
 
 
+@pytest.mark.parametrize("template", ["chat", "vicuna_v1"])
+def test_a_picture_does_not_join_what_stands_around_it(chat, template):
+    for text in ("a </<image>s> b", "a </<image>s> b <image>"):
+        ids = encode_conversation(_row(text), chat, template, 1, add_generation_prompt=True)["input_ids"]
+        assert chat.eos_token_id not in ids and ids.count(chat.convert_tokens_to_ids("<image>")) == 1
+
+
 def test_an_image_in_a_prompt_that_is_no_pictures_place_is_text(chat):
     image = chat.convert_tokens_to_ids("<image>")
     for count, text in enumerate(["what is <image>?", "<image> and <image> in two turns", "<image>" * 3]):
