@@ -51,9 +51,7 @@ def _arguments(pipeline: OpenVision3Pipeline, prompt: str | Sequence[str], count
 
 
 def _noise(pipeline: OpenVision3Pipeline, count: int, generator: Generators) -> Tensor:
-    return draw_noise(count, pipeline.token_shape, generator).to(
-        pipeline.transformer.device, pipeline.transformer.dtype
-    )
+    return draw_noise(count, pipeline.token_shape, generator).to(pipeline.transformer.device)
 
 
 def reconstruct(pipeline: OpenVision3Pipeline, pixel_values: Tensor) -> list[Image.Image]:

@@ -115,7 +115,7 @@ class _GuidedVelocity:
 
     def __call__(self, noisy: Tensor, timestep: Tensor) -> Tensor:
         low, high = self.interval
-        times = timestep.expand(len(noisy)).to(noisy)
+        times = timestep.expand(len(noisy))
         if self.scale == 1.0 or not bool((timestep >= low) & (timestep <= high)):
             return self.transformer(hidden_states=noisy, timestep=times, **self.condition).sample
         if self.guidance_transformer is not None:
@@ -146,6 +146,8 @@ def sample(
     """Follows the velocity along `timesteps`; normalised tokens in and out, [batch, channels, height, width].
 
     timesteps: descending, at least two; Euler evaluates once per interval, Heun twice. noise: tokens at timesteps[0].
+    Tokens and times are float32 from the first step to the last, whatever the dtype of the weights; a transformer casts
+    what its layers read.
     guidance_scale s: v = v_uncond + s (v_cond - v_uncond) where guidance_interval (ends included) holds the time, 1 is
     none; with a weaker guidance_transformer v = v_weak + s (v - v_weak), both with the same condition.
     negative_encoder_hidden_states [batch or 1, text, width]: what to be guided away from, usually the encoding of "".
@@ -167,7 +169,7 @@ def sample(
         transformer, condition, negative, float(guidance_scale), guidance_interval, guidance_transformer
     )
 
-    tokens = noise
+    tokens = noise.to(torch.promote_types(noise.dtype, torch.float32))
     for step, (time, next_time) in enumerate(zip(times[:-1], times[1:], strict=True)):
         velocity = velocity_at(tokens, time)
         predicted = tokens - time * velocity

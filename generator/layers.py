@@ -5,7 +5,8 @@ same numbers here; parameter names follow its checkpoints where the two coincide
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,24 @@ from torch.nn import functional as F
 from encoder.positions import OPENVISION_FREQUENCIES
 
 FFN_MULTIPLE = 64  # aligned feed-forward widths are rounded up to this, which matrix units like
+
+
+class BuffersKeepDtype:
+    """Comes before `nn.Module` among the bases: buffers move to another device but keep their dtype, float32.
+
+    bfloat16 would round token statistics by 0.4%, and the angles of Fourier features by whole turns.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What `.to`, `.bfloat16` and their like call."""
+        buffers = {id(buffer) for buffer in self.buffers()}
+
+        def moved(tensor: Tensor) -> Tensor:
+            result = fn(tensor)
+            keep = id(tensor) in buffers and result.dtype != tensor.dtype
+            return tensor.to(result.device) if keep else result
+
+        return super()._apply(moved, recurse)
 
 
 class RMSNorm(nn.Module):
@@ -194,12 +213,13 @@ class TimeEmbedding(nn.Module):
 
     def __init__(self, dim: int, num_frequencies: int = 256):
         super().__init__()
-        self.register_buffer("W", torch.randn(num_frequencies))
+        self.register_buffer("W", torch.randn(num_frequencies, dtype=torch.float32))
         self.mlp = nn.Sequential(nn.Linear(2 * num_frequencies, dim), nn.SiLU(), nn.Linear(dim, dim))
 
-    def forward(self, timestep: Tensor) -> Tensor:
-        angles = timestep.float()[:, None] * self.W.float() * (2 * math.pi)
-        return self.mlp(torch.cat([angles.sin(), angles.cos()], dim=-1).to(self.mlp[0].weight.dtype))
+    def forward(self, timestep: Tensor, dtype: torch.dtype) -> Tensor:
+        """dtype: that of the two layers; the features are computed in float32."""
+        angles = timestep.float()[:, None] * self.W * (2 * math.pi)
+        return self.mlp(torch.cat([angles.sin(), angles.cos()], dim=-1).to(dtype))
 
 
 class LabelEmbedding(nn.Module):
@@ -225,7 +245,7 @@ class TextEmbedding(nn.Module):
     def forward(self, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """states [batch, text, text_hidden_size], mask [batch, text] -> [batch, text, dim] and [batch, dim]."""
         states = states.masked_fill(~mask[..., None], 0.0)  # whatever padding holds, NaN included, is gone here
-        tokens = self.proj(self.norm(states.to(self.proj.weight.dtype)))
+        tokens = self.proj(self.norm(states))
         weights = mask[..., None].to(tokens.dtype)
         mean = (tokens * weights).sum(1) / weights.sum(1).clamp(min=1)
         return tokens, self.pooled(mean)

@@ -59,13 +59,14 @@ class FlowObjective(nn.Module):
     ) -> dict:
         """timestep [batch] before the shift; noise and image_tokens [batch, num_patches, channels], or VAE latents.
 
-        A text is encoder_hidden_states [batch, text, width] or input_ids [batch, text], with attention_mask.
+        A text is encoder_hidden_states [batch, text, width] or input_ids [batch, text], with attention_mask. Whatever
+        dtype they and the weights have, tokens, times and the loss are float32.
         """
         grid = self.transformer.grid
         tokens = self._image_tokens(image_tokens, latents)
         data = self.transformer.normalize(tokens.transpose(1, 2).unflatten(2, grid))
-        noise = noise.transpose(1, 2).unflatten(2, grid)
-        times = time_shift(timestep.clamp(max=LATEST_TIMESTEP), self.shift)
+        noise = noise.float().transpose(1, 2).unflatten(2, grid)
+        times = time_shift(timestep.float().clamp(max=LATEST_TIMESTEP), self.shift)
         mixing = times[:, None, None, None]
         noisy = (1 - mixing) * data + mixing * noise
         if class_labels is not None:

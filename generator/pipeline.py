@@ -190,7 +190,7 @@ class OpenVision3Pipeline(DiffusionPipeline):
             raise ValueError(f"output_type is {output_type!r}: choose one of {', '.join(OUTPUT_TYPES)}.")
         times = self.timesteps(num_inference_steps)
         count, arguments = self.condition(prompt, class_labels, negative_prompt, guidance_scale)
-        noise = draw_noise(count, self.token_shape, generator).to(self.transformer.device, self.transformer.dtype)
+        noise = draw_noise(count, self.token_shape, generator).to(self.transformer.device)
         with self.progress_bar(total=num_inference_steps) as progress:
 
             def on_step(step: int, timestep: float, hidden_states: Tensor, predicted: Tensor) -> Tensor | None:

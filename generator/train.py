@@ -5,6 +5,7 @@ text states (once, when they fit in memory), and learns the velocity from noise 
 OpenVision3Pipeline, lies in output_dir.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,13 @@ from generator.data import Collator, DrawingDataset, Drawings, cache_tokens, enc
 from generator.flow import dimension_shift, picture_generators
 from generator.objective import FlowObjective
 from generator.pipeline import OpenVision3Pipeline, check_width, make_scheduler
-from generator.statistics import CHECKED_PICTURES, TokenStatistics, check_normalized, token_covariance, token_statistics
+from generator.statistics import (
+    TokenStatistics,
+    check_normalized,
+    measured_and_checked,
+    token_covariance,
+    token_statistics,
+)
 from generator.text import TextStates, longest_text, states_width
 from generator.transformer import PRESETS, DiTDHTransformer2DModel
 from training.cli import run_cli
@@ -135,22 +142,25 @@ def build_transformer(
 def measure_statistics(
     transformer: DiTDHTransformer2DModel, autoencoder: nn.Module, drawings: Drawings, tokens: Tensor | None, seed: int
 ) -> TokenStatistics:
-    """Measures and stores the token statistics, then checks them on random pictures."""
+    """Measures and stores the token statistics, then checks them on random pictures, others where there are enough."""
+    measured, checked = measured_and_checked(len(drawings.keys), seed)
 
-    def chunks():
-        return tokens.split(1024) if tokens is not None else encode_latents(autoencoder, drawings.latents)
+    def raw(pictures: Tensor) -> Iterator[Tensor]:
+        for rows in pictures.split(1024):
+            if tokens is not None:
+                yield tokens[rows].float()
+            else:
+                yield from encode_latents(autoencoder, drawings.latents[rows])
+
+    def chunks() -> Iterator[Tensor]:
+        return raw(measured)
 
     statistics = token_statistics(chunks)
     transformer.set_statistics(statistics.mean, statistics.std)
     if transformer.config.linear_velocity:
         transformer.set_covariance(token_covariance(chunks, statistics).float())
-    chosen = torch.randperm(len(drawings.keys), generator=torch.Generator().manual_seed(seed))[:CHECKED_PICTURES]
-    raw = (
-        tokens[chosen].float()
-        if tokens is not None
-        else torch.cat(list(encode_latents(autoencoder, drawings.latents[chosen])))
-    )
-    normalized = transformer.normalize(raw.transpose(1, 2).unflatten(2, transformer.grid)).flatten(2).transpose(1, 2)
+    grids = torch.cat(list(raw(checked))).transpose(1, 2).unflatten(2, transformer.grid)
+    normalized = transformer.normalize(grids).flatten(2).transpose(1, 2)
     print(check_normalized(normalized, statistics), flush=True)
     return statistics
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from encoder.positions import OPENVISION_FREQUENCIES, SMALL_GRID_FREQUENCIES
 from generator.layers import (
+    BuffersKeepDtype,
     DiTBlock,
     FinalLayer,
     LabelEmbedding,
@@ -40,7 +41,7 @@ PRESETS: dict[str, dict] = {
 VARIANCE_FLOOR = 1e-3
 
 
-class DiTDHTransformer2DModel(ModelMixin, ConfigMixin):
+class DiTDHTransformer2DModel(BuffersKeepDtype, ModelMixin, ConfigMixin):
     """Velocity of flow matching in token space; conditioned on a class label or on a text.
 
     Exactly one of `num_classes` and `text_hidden_size` is given. A label enters through adaLN. A text enters as tokens
@@ -59,12 +60,17 @@ class DiTDHTransformer2DModel(ModelMixin, ConfigMixin):
         statistics_per_position: token statistics are [channels, height, width] (RAE) instead of per channel.
         linear_velocity: the best velocity that is linear in a token, known from the tokens' covariance, is added to the
             output, so that the network learns only what is beyond it; see `linear_part`.
+
+    Buffers (statistics, Fourier and position tables) are float32 whatever the dtype of the weights, and stay so under
+    `.to(dtype)`, `.bfloat16()` and from_pretrained(torch_dtype=...).
     """
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ["DiTBlock"]
     _repeated_blocks = ["DiTBlock"]
-    _skip_layerwise_casting_patterns = ["pos_embed", "norm", "token_mean", "token_std"]
+    _skip_layerwise_casting_patterns = ["embedder", "norm"]
+    # The saved buffers, for from_pretrained; "W" is that of t_embedder.
+    _keep_in_fp32_modules = ["pos_embed", "token_mean", "token_std", "token_directions", "token_variances", "W"]
 
     @register_to_config
     def __init__(
@@ -114,11 +120,11 @@ class DiTDHTransformer2DModel(ModelMixin, ConfigMixin):
         if absolute_positions:
             self.register_buffer("pos_embed", self._sincos(*self.grid)[None])
         statistics_shape = (in_channels, *self.grid) if statistics_per_position else (in_channels, 1, 1)
-        self.register_buffer("token_mean", torch.zeros(statistics_shape))
-        self.register_buffer("token_std", torch.ones(statistics_shape))
+        self.register_buffer("token_mean", torch.zeros(statistics_shape, dtype=torch.float32))
+        self.register_buffer("token_std", torch.ones(statistics_shape, dtype=torch.float32))
         if linear_velocity:  # until set_covariance, tokens count as white: variance 1 in every direction
-            self.register_buffer("token_directions", torch.eye(in_channels))
-            self.register_buffer("token_variances", torch.ones(in_channels))
+            self.register_buffer("token_directions", torch.eye(in_channels, dtype=torch.float32))
+            self.register_buffer("token_variances", torch.ones(in_channels, dtype=torch.float32))
         if rope:
             for part, name in enumerate(("encoder", "head")):
                 cos, sin = rotary_table(*self.grid, hidden_size[part] // num_attention_heads[part])
@@ -204,9 +210,9 @@ class DiTDHTransformer2DModel(ModelMixin, ConfigMixin):
         a narrow network otherwise spends its first hundreds of steps and half its width on.
         """
         time = timestep.float()[:, None, None]
-        signal = self.token_variances.float() * (1 - time)
+        signal = self.token_variances * (1 - time)
         gain = (time - signal) / (time.square() + signal * (1 - time))
-        directions = self.token_directions.float()
+        directions = self.token_directions
         tokens = hidden_states.float().flatten(2).transpose(1, 2)
         with torch.autocast(tokens.device.type, enabled=False):  # else its products are bfloat16's whatever was cast
             velocity = (tokens @ directions * gain) @ directions.T
@@ -252,7 +258,7 @@ class DiTDHTransformer2DModel(ModelMixin, ConfigMixin):
         if states is None or class_labels is not None:
             raise ValueError("This transformer draws from text: give encoder_hidden_states and no class_labels.")
         mask = torch.ones_like(states[..., 0], dtype=torch.bool) if mask is None else mask.bool()
-        tokens, pooled = self.text_embedder(states, mask)
+        tokens, pooled = self.text_embedder(states.to(self.x_embedder.bias.dtype), mask)
         return pooled, tokens, mask
 
     def forward(
@@ -268,19 +274,21 @@ class DiTDHTransformer2DModel(ModelMixin, ConfigMixin):
 
         hidden_states [batch, channels, height, width]: noisy normalised tokens; timestep [batch] in [0, 1], 1 is noise;
         class_labels [batch]; encoder_hidden_states [batch, text, text_hidden_size] with encoder_attention_mask
-        [batch, text], 1 where there is text.
+        [batch, text], 1 where there is text. Float32 tokens and times are right whatever the dtype of the weights: what
+        the layers read is cast here, and the velocity has the dtype of hidden_states.
         """
         grid = tuple(hidden_states.shape[-2:])
         num_encoder = self.config.num_layers[0]
-        tokens = hidden_states.flatten(2).transpose(1, 2)
+        dtype = self.x_embedder.bias.dtype  # a bias: quantised layers keep theirs in the dtype they compute in
+        tokens = hidden_states.flatten(2).transpose(1, 2).to(dtype)
 
-        time = self.t_embedder(timestep)
+        time = self.t_embedder(timestep, dtype)
         vector, text, text_mask = self._condition(class_labels, encoder_hidden_states, encoder_attention_mask)
         condition = F.silu(time + vector)[:, None]
 
         context = self.s_embedder(tokens)
         if self.config.absolute_positions:
-            context = context + self._positions(grid)
+            context = (context + self._positions(grid)).to(dtype)
         mask, num_text = None, 0
         if text is not None:
             num_text = text.shape[1]
@@ -296,7 +304,7 @@ class DiTDHTransformer2DModel(ModelMixin, ConfigMixin):
         rotary = self._rotary(1, grid)
         for block in self.blocks[num_encoder:]:
             head = self._run(block, head, context, rotary, None)
-        velocity = self.final_layer(head, context).transpose(1, 2).unflatten(2, grid)
+        velocity = self.final_layer(head, context).transpose(1, 2).unflatten(2, grid).to(hidden_states.dtype)
         if self.config.linear_velocity:
             velocity = velocity + self.linear_part(hidden_states, timestep)
         return Transformer2DModelOutput(sample=velocity) if return_dict else (velocity,)

@@ -7,7 +7,7 @@ import torch
 
 from generator import OpenVision3Pipeline
 from generator.draw import draw
-from generator.edit import inpaint, interpolate, reconstruct, slerp, vary
+from generator.edit import encode_picture, inpaint, interpolate, reconstruct, slerp, vary
 from generator.flow import picture_generators
 from generator.pipeline import load_pipeline, make_scheduler
 from generator.rerank import best_of, token_scores
@@ -22,6 +22,21 @@ def test_saved_and_loaded_it_draws_the_same(pipeline, tmp_path):
     again.set_progress_bar_config(disable=True)
     assert torch.equal(again(PROMPTS[0], 3, generator=torch.Generator().manual_seed(5), output_type="pt").images, drawn)
     assert again.scheduler.config.shift == pipeline.scheduler.config.shift
+
+
+def test_in_bfloat16_it_draws_the_same(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path)
+
+    def drawn(**options):
+        pipe = OpenVision3Pipeline.from_pretrained(tmp_path, **options)
+        pipe.set_progress_bar_config(disable=True)
+        tokens = pipe(PROMPTS[0], 5, generator=torch.Generator().manual_seed(5), output_type="tokens").images
+        assert tokens.dtype == torch.float32 and pipe(PROMPTS[0], 1).images[0].size == (64, 64)
+        assert (pipe.to_tokens(encode_picture(pipe, torch.zeros(1, 3, 64, 64)))).dtype == torch.float32
+        return tokens
+
+    exact, half = drawn(), drawn(torch_dtype=torch.bfloat16)
+    assert 0 < (half - exact).norm() < 0.02 * exact.norm()  # the rounding of all weights is in it
 
 
 def test_output_types(pipeline):

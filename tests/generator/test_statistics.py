@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from generator.statistics import check_normalized, token_statistics
+from generator.statistics import check_normalized, measured_and_checked, token_statistics
 
 
 def tokens(mean: float = 1e4) -> torch.Tensor:
@@ -35,6 +35,34 @@ def test_the_check_passes_on_its_own_tokens_and_refuses_others():
     for wrong in (normalized + 0.03, normalized * 1.04):
         with pytest.raises(ValueError, match="do not fit the data"):
             check_normalized(wrong, statistics)
+    # Two channels that an average over all of them would let pass: variances 1.88 and 0.12.
+    for wrong in (torch.tensor([1.37, 0.35, 1, 1, 1, 1]), torch.tensor([0.35, 1.37, 1, 1, 1, 1])):
+        assert (normalized * wrong)[..., :5].var().item() == pytest.approx(1.0, abs=0.05)
+        with pytest.raises(ValueError, match="do not fit the data in 2 of 5 channels"):
+            check_normalized(normalized * wrong, statistics)
+    shift = torch.tensor([0.4, -0.4, 0, 0, 0, 0])
+    with pytest.raises(ValueError, match="do not fit the data in 2 of 5 channels"):
+        check_normalized(normalized + shift, statistics)
+
+
+def test_what_differs_by_chance_is_not_refused():
+    """Pictures of one value each, and a channel that only every twentieth picture uses, checked on other pictures."""
+    generator = torch.Generator().manual_seed(1)
+    values = torch.randn(6000, 1, 64, generator=generator).expand(-1, 4, -1).clone()
+    values[..., 0] *= (torch.rand(6000, 1, generator=generator) < 0.05) * 4
+    measured, checked = measured_and_checked(6000, seed=0)
+    statistics = token_statistics(lambda: [values[measured]])
+    check_normalized((values[checked] - statistics.mean) / statistics.std, statistics)
+
+
+def test_checked_pictures_are_others_where_there_are_enough():
+    measured, checked = measured_and_checked(5120, seed=0)
+    assert len(measured) == 4096 and len(checked) == 1024
+    assert sorted([*measured.tolist(), *checked.tolist()]) == list(range(5120))
+    measured, checked = measured_and_checked(5119, seed=0)
+    assert measured.tolist() == list(range(5119)) and len(checked) == 1024
+    measured, checked = measured_and_checked(10, seed=0)
+    assert len(measured) == len(checked) == 10
 
 
 def test_no_tokens_are_refused():

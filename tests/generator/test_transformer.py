@@ -127,6 +127,26 @@ def test_statistics_travel_with_the_weights(tmp_path):
     assert torch.allclose(again.denormalize(again.normalize(raw)), raw, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_buffers_stay_float32_whatever_the_weights_are(tmp_path, dtype):
+    model = randomised(num_classes=3, linear_velocity=True)
+    model.set_statistics(torch.rand(8), 1 + torch.rand(8))
+    model.set_covariance(torch.cov(torch.randn(8, 40)))
+    model.save_pretrained(tmp_path / "float32")
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    model.to(dtype).save_pretrained(tmp_path / "low")
+    loaded = DiTDHTransformer2DModel.from_pretrained(tmp_path / "float32", torch_dtype=dtype)
+    again = DiTDHTransformer2DModel.from_pretrained(tmp_path / "low", torch_dtype=dtype)
+    wrapped = torch.nn.ModuleList([DiTDHTransformer2DModel.from_pretrained(tmp_path / "float32")]).to(dtype)[0]
+    for each in (model, loaded, again, wrapped):
+        assert {value.dtype for value in each.parameters()} == {dtype}
+        for name, buffer in each.named_buffers():
+            assert buffer.dtype == torch.float32 and torch.equal(buffer, buffers[name]), name
+    velocity = loaded(torch.randn(1, 8, 4, 4), torch.rand(1), class_labels=torch.tensor([0])).sample
+    assert velocity.dtype == torch.float32
+    assert all(buffer.is_meta for buffer in model.to("meta").buffers())
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [({}, "either num_classes or text_hidden_size"),
