@@ -10,10 +10,45 @@ import math
 import sys
 from pathlib import Path
 
+from PIL import Image
+
 from encoder.images import picture_grid
 from generator.flow import METHODS, picture_generators
 from generator.pipeline import load_pipeline
 from generator.rerank import SCORES, best_of
+
+
+def add_drawing_options(parser: argparse.ArgumentParser, guidance: float) -> None:
+    """The options of every command that draws; `drawing_options` reads them. guidance: the default."""
+    parser.add_argument(
+        "--seed", type=int, default=0, help="picture i of a call uses noise (seed, i) (default %(default)s)"
+    )
+    parser.add_argument("--steps", type=int, default=50, help="steps from noise to picture (default %(default)s)")
+    parser.add_argument("--guidance", type=float, default=guidance,
+                        help="how strongly the prompt pulls; 1 is no guidance (default %(default)s)")  # fmt: skip
+    parser.add_argument(
+        "--interval", type=float, nargs=2, default=(0.0, 1.0), metavar=("LOW", "HIGH"),
+        help="noise levels between which guidance acts, of 0 to 1; narrower is faster",
+    )  # fmt: skip
+    parser.add_argument(
+        "--method", choices=METHODS, default="euler", help="heun looks twice per step (default %(default)s)"
+    )
+
+
+def drawing_options(arguments: argparse.Namespace) -> dict:
+    """Arguments of the pipeline's call, and of the calls of generator.edit."""
+    return {
+        "num_inference_steps": arguments.steps, "guidance_scale": arguments.guidance,
+        "guidance_interval": tuple(arguments.interval), "method": arguments.method,
+    }  # fmt: skip
+
+
+def save_pictures(images: list[Image.Image], out: Path, columns: int | None = None) -> None:
+    """Writes one picture, or several as a grid, square unless `columns` says how wide."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    (images[0] if len(images) == 1 else picture_grid(images, columns)).save(out)
+    print(out)
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -25,16 +60,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     what.add_argument("--prompt", action="append", help="what to draw; may be given several times")
     what.add_argument("--class-label", type=int, action="append", help="class number, for a generator of classes")
     parser.add_argument("--out", required=True, type=Path, help="picture file to write, .png")
-    parser.add_argument("--seed", type=int, default=0, help="picture i of a call uses noise (seed, i)")
     parser.add_argument("--count", type=int, default=1, help="pictures per prompt")
-    parser.add_argument("--steps", type=int, default=50, help="steps from noise to picture")
-    parser.add_argument("--guidance", type=float, default=3.0, help="how strongly the prompt pulls; 1 is no guidance")
-    parser.add_argument(
-        "--interval", type=float, nargs=2, default=(0.0, 1.0), metavar=("LOW", "HIGH"),
-        help="noise levels between which guidance acts; narrower is faster",
-    )  # fmt: skip
     parser.add_argument("--negative-prompt", help="what to be guided away from; by default the empty text")
-    parser.add_argument("--method", choices=METHODS, default="euler", help="heun looks twice per step")
+    add_drawing_options(parser, guidance=3.0)
     parser.add_argument("--best-of", type=int, default=1, metavar="N",
                         help="draw N per picture and keep the one the encoder's own text heads like best")  # fmt: skip
     parser.add_argument("--rank-by", choices=SCORES, default="both", help="the score of --best-of")
@@ -47,10 +75,7 @@ def draw(argv: list[str]) -> None:
         raise ValueError("--count and --best-of must be at least 1.")
     pipeline = load_pipeline(arguments.model)
     what = arguments.prompt if arguments.prompt is not None else arguments.class_label
-    options = {
-        "num_inference_steps": arguments.steps, "guidance_scale": arguments.guidance,
-        "guidance_interval": tuple(arguments.interval), "method": arguments.method,
-    }  # fmt: skip
+    options = drawing_options(arguments)
     if arguments.prompt is not None:
         options["negative_prompt"] = arguments.negative_prompt
     wanted = [item for item in what for _ in range(arguments.count)]
@@ -66,10 +91,7 @@ def draw(argv: list[str]) -> None:
         key = "prompt" if arguments.prompt is not None else "class_labels"
         generators = picture_generators(arguments.seed, range(len(wanted)))
         images = pipeline(generator=generators, **{key: wanted}, **options).images
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    picture = images[0] if len(images) == 1 else picture_grid(images, columns=math.ceil(math.sqrt(len(images))))
-    picture.save(arguments.out)
-    print(arguments.out)
+    save_pictures(images, arguments.out)
 
 
 def main() -> None:

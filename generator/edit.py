@@ -1,23 +1,54 @@
-"""Work in the shared token space: reconstruction, variation, interpolation, inpainting.
+"""Work in the shared token space: variation, interpolation, inpainting, reconstruction.
 
-Pictures are pixel_values [batch, 3, height, width] in [-1, 1], as encoder.images.to_pixel_values makes them. A prompt,
-one for all or one each, says what the result should show; the empty prompt leaves it to the picture.
+    python -m generator.edit variation   --model DIR --image cat.png --strength 0.6 --count 4 --out variations.png
+    python -m generator.edit interpolate --model DIR --image cat.png dog.png --count 5 --out between.png
+    python -m generator.edit inpaint     --model DIR --image cat.png --mask mask.png --prompt "a hat" --out hat.png
+    python -m generator.edit reconstruct --model DIR --image cat.png --out again.png
+
+Every command and every option: python -m generator.edit COMMAND --help. In Python, pictures are pixel_values [batch, 3,
+height, width] in [-1, 1], as encoder.images.to_pixel_values makes them. A prompt or a class label, one for all or one
+each, says what the result should show; with neither it is left to the picture. The remaining arguments are those of
+drawing: see generator.flow.sample. A pipeline with a guidance_transformer is guided by it here too, prompt or not.
 """
 
+import argparse
+import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from generator.flow import draw_noise, sample
-from generator.pipeline import Generators, OpenVision3Pipeline
+from encoder.images import load_image, to_pixel_values
+from generator.draw import add_drawing_options, drawing_options, save_pictures
+from generator.flow import OnStep, draw_noise, picture_generators, sample
+from generator.pipeline import Generators, OpenVision3Pipeline, load_pipeline
+from training.cli import run_cli
+
+Interval = tuple[float, float]
+
+
+def picture_size(pipeline: OpenVision3Pipeline) -> tuple[int, int]:
+    """Height and width of the pictures whose tokens fill the pipeline's grid."""
+    rows, columns = pipeline.transformer.grid
+    return rows * pipeline.autoencoder.patch_size, columns * pipeline.autoencoder.patch_size
 
 
 @torch.no_grad()
 def encode_picture(pipeline: OpenVision3Pipeline, pixel_values: Tensor) -> Tensor:
-    """pixel_values -> normalised tokens on their grid [batch, channels, height, width]."""
+    """pixel_values [batch, 3, height, width] -> normalised tokens on their grid [batch, channels, rows, columns].
+
+    Raises:
+        ValueError: the pictures are not of the size that the pipeline draws.
+    """
+    height, width = picture_size(pipeline)
+    if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != (3, height, width):
+        raise ValueError(
+            f"pixel_values are {list(pixel_values.shape)} and this pipeline edits [batch, 3, {height}, {width}]: make "
+            f"them with encoder.images.to_pixel_values(images, {height})."
+        )
     autoencoder = pipeline.autoencoder
     tokens = autoencoder.encode(pixel_values.to(autoencoder.device, autoencoder.dtype))
     return pipeline.to_grid(tokens.to(pipeline.transformer.device))
@@ -28,26 +59,35 @@ def _check_strength(strength: float) -> None:
         raise ValueError(f"strength is {strength}: it is a noise level above 0 and at most 1.")
 
 
-def _times_from(pipeline: OpenVision3Pipeline, strength: float, num_inference_steps: int) -> Tensor:
-    """The pipeline's time grid from the noise level `strength` downwards."""
+def _times_from(pipeline: OpenVision3Pipeline, level: float, num_inference_steps: int) -> Tensor:
+    """The pipeline's time grid from this noise level downwards."""
     times = pipeline.timesteps(num_inference_steps)
-    below = times[times < strength - 1e-6]
-    return torch.cat([times.new_tensor([strength]), below])
+    return torch.cat([times.new_tensor([level]), times[times < level - 1e-6]])
 
 
-def _arguments(pipeline: OpenVision3Pipeline, prompt: str | Sequence[str], count: int, guidance_scale: float) -> dict:
-    """Arguments of `sample`: unlike in drawing the prompt may be empty, and then nothing guides."""
-    prompts = [prompt] * count if isinstance(prompt, str) else list(prompt)
-    if len(prompts) != count:
-        raise ValueError(f"There are {len(prompts)} prompts for {count} pictures: give one, or one each.")
-    states, mask = pipeline.encode_prompt(prompts)
-    arguments = {"encoder_hidden_states": states, "encoder_attention_mask": mask, "guidance_scale": guidance_scale}
-    if not any(text.strip() for text in prompts):
-        arguments["guidance_scale"] = 1.0
-    elif guidance_scale != 1.0:
-        states, mask = pipeline.encode_prompt([""])
-        arguments |= {"negative_encoder_hidden_states": states, "negative_encoder_attention_mask": mask}
-    return arguments
+def _condition(
+    pipeline: OpenVision3Pipeline, count: int, prompt: str | Sequence[str], class_labels: Sequence[int] | Tensor | None,
+    guidance_scale: float,
+) -> dict:  # fmt: skip
+    """What to draw, for `count` pictures, and how strongly it guides, as arguments of `sample`."""
+    config, device = pipeline.transformer.config, pipeline.transformer.device
+    if class_labels is not None:
+        labels = torch.as_tensor(class_labels).reshape(-1)
+        what = (prompt or None, labels.expand(count) if len(labels) == 1 else labels)
+    elif prompt:
+        what = ([prompt] * count if isinstance(prompt, str) else prompt, None)
+    else:  # the condition is its own absence: nothing guides, unless a weaker network does
+        scale = 1.0 if pipeline.guidance_transformer is None else guidance_scale
+        if config.num_classes is None:
+            states, mask = pipeline.encode_prompt([""] * count)
+            return {"encoder_hidden_states": states, "encoder_attention_mask": mask, "guidance_scale": scale}
+        if not config.null_class:
+            raise ValueError("This transformer has no row for 'no class': give class_labels of the pictures.")
+        return {"class_labels": torch.full((count,), config.num_classes, device=device), "guidance_scale": scale}
+    given, arguments = pipeline.condition(*what, guidance_scale=guidance_scale)
+    if given != count:
+        raise ValueError(f"There are {given} prompts or class labels for {count} pictures: give one, or one each.")
+    return {**arguments, "guidance_scale": guidance_scale}
 
 
 def _noise(pipeline: OpenVision3Pipeline, count: int, generator: Generators) -> Tensor:
@@ -55,23 +95,37 @@ def _noise(pipeline: OpenVision3Pipeline, count: int, generator: Generators) -> 
 
 
 def reconstruct(pipeline: OpenVision3Pipeline, pixel_values: Tensor) -> list[Image.Image]:
-    """Through the encoder and back: what the tokens keep of a picture."""
+    """Through the encoder and back: what the tokens keep of pictures [batch, 3, height, width].
+
+    Raises:
+        ValueError: the pictures have another size.
+    """
     return pipeline.decode(encode_picture(pipeline, pixel_values))
 
 
-def vary(
+def variation(
     pipeline: OpenVision3Pipeline, pixel_values: Tensor, strength: float = 0.7, prompt: str | Sequence[str] = "",
     num_inference_steps: int = 50, guidance_scale: float = 1.0, generator: Generators = None,
+    guidance_interval: Interval = (0.0, 1.0), class_labels: Sequence[int] | Tensor | None = None, method: str = "euler",
+    on_step: OnStep | None = None,
 ) -> list[Image.Image]:  # fmt: skip
-    """Brings the picture's tokens to the noise level `strength` and draws on from there; 1 keeps nothing of it."""
+    """Brings the tokens of pictures [batch, 3, height, width] to a noise level and draws on from there, one each.
+
+    strength: the noise level; near 0 the picture stays, 1 keeps nothing of it. num_inference_steps: of a whole drawing,
+    of which those below `strength` are done.
+
+    Raises:
+        ValueError: strength, size of the pictures or number of prompts do not fit, or `sample` refuses an argument.
+    """
     _check_strength(strength)
     data = encode_picture(pipeline, pixel_values)
-    noise = _noise(pipeline, len(data), generator)
-    noisy = (1 - strength) * data + strength * noise
-    times = _times_from(pipeline, strength, num_inference_steps)
-    return pipeline.decode(
-        sample(pipeline.transformer, noisy, times, **_arguments(pipeline, prompt, len(data), guidance_scale))
-    )
+    noisy = (1 - strength) * data + strength * _noise(pipeline, len(data), generator)
+    drawn = sample(
+        pipeline.transformer, noisy, _times_from(pipeline, strength, num_inference_steps),
+        guidance_interval=guidance_interval, guidance_transformer=pipeline.guidance_transformer, method=method,
+        on_step=on_step, **_condition(pipeline, len(data), prompt, class_labels, guidance_scale),
+    )  # fmt: skip
+    return pipeline.decode(drawn)
 
 
 def slerp(first: Tensor, second: Tensor, weight: float) -> Tensor:
@@ -86,45 +140,151 @@ def slerp(first: Tensor, second: Tensor, weight: float) -> Tensor:
 def interpolate(
     pipeline: OpenVision3Pipeline, first: Tensor, second: Tensor, weights: Sequence[float] = (0.25, 0.5, 0.75),
     strength: float = 0.8, prompt: str = "", num_inference_steps: int = 50, guidance_scale: float = 1.0,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | None = None, guidance_interval: Interval = (0.0, 1.0),
+    class_labels: Sequence[int] | Tensor | None = None, method: str = "euler", on_step: OnStep | None = None,
 ) -> list[Image.Image]:  # fmt: skip
-    """Pictures between two, pixel_values [1, 3, height, width] each, one per weight.
+    """Pictures between two, pixel_values [1, 3, height, width] each, one per weight; on_step follows one after another.
 
-    Both ends are brought to the noise level `strength` with the same noise, mixed by slerp and drawn on from there, so
-    that the places between are pictures and not double exposures.
+    Both ends are brought to a noise level with the same noise, mixed by slerp and drawn on from there, so that the
+    places between are pictures and not double exposures. The level is `strength` in the middle and falls to 0 along
+    half an ellipse: weight 0 gives the first picture's reconstruction, weight 1 the second's.
+
+    Raises:
+        ValueError: strength, a weight or the pictures do not fit, or `sample` refuses an argument.
     """
     _check_strength(strength)
+    if outside := [weight for weight in weights if not 0 <= weight <= 1]:
+        raise ValueError(f"A weight is {outside[0]}: give weights from 0, the first picture, to 1, the second.")
+    if len(first) != 1 or len(second) != 1:
+        raise ValueError(f"There are {len(first)} and {len(second)} pictures to go between: give one and one.")
+    ends = [encode_picture(pipeline, each) for each in (first, second)]
     noise = _noise(pipeline, 1, generator)
-    ends = [(1 - strength) * encode_picture(pipeline, each) + strength * noise for each in (first, second)]
-    noisy = torch.cat([slerp(*ends, weight) for weight in weights])
-    times = _times_from(pipeline, strength, num_inference_steps)
-    return pipeline.decode(
-        sample(pipeline.transformer, noisy, times, **_arguments(pipeline, prompt, len(weights), guidance_scale))
-    )
+    condition = _condition(pipeline, 1, prompt, class_labels, guidance_scale)
+    drawn = []
+    for weight in weights:
+        level = 2 * strength * math.sqrt(weight * (1 - weight))
+        tokens = slerp(*((1 - level) * end + level * noise for end in ends), weight)
+        if level > 0:
+            tokens = sample(
+                pipeline.transformer, tokens, _times_from(pipeline, level, num_inference_steps),
+                guidance_interval=guidance_interval, guidance_transformer=pipeline.guidance_transformer, method=method,
+                on_step=on_step, **condition,
+            )  # fmt: skip
+        drawn.append(tokens)
+    return pipeline.decode(torch.cat(drawn))
 
 
 def inpaint(
-    pipeline: OpenVision3Pipeline, pixel_values: Tensor, mask: Tensor, prompt: str | Sequence[str],
+    pipeline: OpenVision3Pipeline, pixel_values: Tensor, mask: Tensor, prompt: str | Sequence[str] = "",
     num_inference_steps: int = 50, guidance_scale: float = 3.0, generator: Generators = None,
+    guidance_interval: Interval = (0.0, 1.0), class_labels: Sequence[int] | Tensor | None = None, method: str = "euler",
+    on_step: OnStep | None = None,
 ) -> list[Image.Image]:  # fmt: skip
-    """Draws the masked region anew and keeps the rest.
+    """Draws a region of pictures [batch, 3, height, width] anew and keeps the rest.
 
-    mask [height, width] of the picture, true where to draw. The region is blanked and the picture encoded again before
-    anything is kept, because tokens elsewhere have seen what was there. The kept tokens are brought to the noise level
-    of every step, so that the new ones can agree with them.
+    mask [height, width], the same for all pictures, true where to draw; a token with any of it in its patch is drawn.
+    The region is blanked and the picture encoded again before anything is kept, because tokens elsewhere have seen what
+    was there. The kept tokens are brought to the noise level of every step, so that the new ones can agree with them;
+    what on_step returns for them is not taken.
+
+    Raises:
+        ValueError: mask, size of the pictures or number of prompts do not fit, or `sample` refuses an argument.
     """
-    mask = mask.bool()
+    mask = mask.bool().to(pixel_values.device)
     if mask.shape != pixel_values.shape[-2:] or not mask.any() or mask.all():
-        raise ValueError(f"The mask must be {tuple(pixel_values.shape[-2:])} like the picture, true in a part of it.")
+        height, width = pixel_values.shape[-2:]
+        raise ValueError(
+            f"The mask must be [{height}, {width}] like the picture and true in a part of it; it is "
+            f"{list(mask.shape)} and true in {100 * mask.float().mean():.0f}%."
+        )
     kept_color = pixel_values[..., ~mask].median(dim=-1).values
-    blanked = torch.where(mask, kept_color[..., None, None], pixel_values)
-    data = encode_picture(pipeline, blanked)
-    grid_mask = F.adaptive_max_pool2d(mask[None, None].float(), data.shape[-2:]).bool().to(data.device)
+    data = encode_picture(pipeline, torch.where(mask, kept_color[..., None, None], pixel_values))
+    drawn_anew = F.adaptive_max_pool2d(mask[None, None].float(), data.shape[-2:]).bool().to(data.device)
     noise = _noise(pipeline, len(data), generator)
 
     def keep(step: int, timestep: float, tokens: Tensor, predicted: Tensor) -> Tensor:
-        return torch.where(grid_mask, tokens, (1 - timestep) * data + timestep * noise)
+        kept = (1 - timestep) * data + timestep * noise
+        tokens = torch.where(drawn_anew, tokens, kept)
+        if on_step is None:
+            return tokens
+        replaced = on_step(step, timestep, tokens, torch.where(drawn_anew, predicted, data))
+        return tokens if replaced is None else torch.where(drawn_anew, replaced, kept)
 
-    times = pipeline.timesteps(num_inference_steps)
-    arguments = _arguments(pipeline, prompt, len(data), guidance_scale)
-    return pipeline.decode(sample(pipeline.transformer, noise, times, on_step=keep, **arguments))
+    drawn = sample(
+        pipeline.transformer, noise, pipeline.timesteps(num_inference_steps), guidance_interval=guidance_interval,
+        guidance_transformer=pipeline.guidance_transformer, method=method, on_step=keep,
+        **_condition(pipeline, len(data), prompt, class_labels, guidance_scale),
+    )  # fmt: skip
+    return pipeline.decode(drawn)
+
+
+def _add_command(commands: argparse._SubParsersAction, name: str, what: str, pictures: int) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
+    command.add_argument("--model", required=True, help="folder of an OpenVision3Pipeline")
+    command.add_argument("--image", required=True, nargs=pictures, type=Path, metavar="FILE", help="what to work on")
+    command.add_argument("--out", required=True, type=Path, help="picture file to write, .png; several become a grid")
+    return command
+
+
+def _add_drawing(command: argparse.ArgumentParser, count: int, count_help: str, guidance: float) -> None:
+    command.add_argument("--count", type=int, default=count, help=f"{count_help} (default %(default)s)")
+    what = command.add_mutually_exclusive_group()
+    what.add_argument("--prompt", default="", help="what the result should show; without it the picture decides")
+    what.add_argument("--class-label", type=int, help="the same for a generator of classes")
+    add_drawing_options(command, guidance)
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m generator.edit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    strength = {"type": float, "help": "noise level to go up to, above 0; 1 keeps nothing (default %(default)s)"}
+    command = _add_command(commands, "variation", "other pictures like this one", pictures=1)
+    command.add_argument("--strength", default=0.7, **strength)
+    _add_drawing(command, 1, "how many variations", guidance=1.0)
+    command = _add_command(commands, "interpolate", "a row of pictures from one to another", pictures=2)
+    command.add_argument("--strength", default=0.8, **strength)
+    _add_drawing(command, 5, "how many pictures between the two", guidance=1.0)
+    command = _add_command(commands, "inpaint", "draws what a mask covers anew and keeps the rest", pictures=1)
+    command.add_argument("--mask", required=True, type=Path, help="picture, white where to draw anew")
+    _add_drawing(command, 1, "how many attempts", guidance=3.0)
+    _add_command(commands, "reconstruct", "the picture through the encoder and back", pictures=1)
+    return parser.parse_args(argv)
+
+
+def edit(argv: list[str]) -> None:
+    """The command: reads the pictures, edits and writes one picture file."""
+    arguments = parse(argv)
+    pipeline = load_pipeline(arguments.model)
+    height, width = picture_size(pipeline)
+    pixel_values = to_pixel_values([load_image(path) for path in arguments.image], height)
+    if arguments.command == "reconstruct":
+        save_pictures(reconstruct(pipeline, pixel_values), arguments.out)
+        return
+    count = arguments.count
+    if count < 1:
+        raise ValueError(f"--count is {count}: it must be at least 1.")
+    options = {
+        "prompt": arguments.prompt, **drawing_options(arguments),
+        "class_labels": None if arguments.class_label is None else [arguments.class_label],
+    }  # fmt: skip
+    generators = picture_generators(arguments.seed, range(count))
+    if arguments.command == "interpolate":
+        weights = [index / (count + 1) for index in range(count + 2)]
+        options |= {"strength": arguments.strength, "generator": generators[0]}
+        images = interpolate(pipeline, *pixel_values.split(1), weights, **options)
+        save_pictures(images, arguments.out, columns=len(images))
+        return
+    pixel_values = pixel_values.expand(count, -1, -1, -1)
+    if arguments.command == "variation":
+        images = variation(pipeline, pixel_values, arguments.strength, generator=generators, **options)
+    else:
+        mask = load_image(arguments.mask).convert("L").resize((width, height), Image.Resampling.NEAREST)
+        white = (to_pixel_values([mask], height) > 0).all(dim=1)[0]
+        images = inpaint(pipeline, pixel_values, white, generator=generators, **options)
+    save_pictures(images, arguments.out)
+
+
+if __name__ == "__main__":
+    run_cli(edit)

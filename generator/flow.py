@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 SHIFT_BASE = 4096  # numbers in a picture for which no shift is needed
 METHODS = ("euler", "heun")
+OnStep = Callable[[int, float, Tensor, Tensor], Tensor | None]  # see `sample`
 
 
 def time_shift(timestep: Tensor, shift: float) -> Tensor:
@@ -141,7 +142,7 @@ def sample(
     negative_encoder_hidden_states: Tensor | None = None,
     negative_encoder_attention_mask: Tensor | None = None,
     method: str = "euler",
-    on_step: Callable[[int, float, Tensor, Tensor], Tensor | None] | None = None,
+    on_step: OnStep | None = None,
 ) -> Tensor:
     """Follows the velocity along `timesteps`; normalised tokens in and out, [batch, channels, height, width].
 
@@ -153,12 +154,18 @@ def sample(
     negative_encoder_hidden_states [batch or 1, text, width]: what to be guided away from, usually the encoding of "".
     on_step(step, timestep, tokens, predicted): called after each step with the time reached, the tokens there and the
     data the velocity pointed at; a tensor it returns replaces the tokens.
+
+    Raises:
+        ValueError: method, timesteps or guidance_interval are not of this kind, or guidance lacks what it needs.
     """
     if method not in METHODS:
         raise ValueError(f"method is {method!r}: choose {' or '.join(METHODS)}.")
     times = torch.as_tensor(timesteps, dtype=torch.float32, device=noise.device)
     if times.ndim != 1 or len(times) < 2 or not bool((times[1:] < times[:-1]).all()):
         raise ValueError("timesteps must be a descending list of at least two times, from noise (1) to data (0).")
+    low, high = guidance_interval
+    if not 0 <= low <= high <= 1:
+        raise ValueError(f"guidance_interval is {low} to {high}: give two noise levels from 0 to 1, the lower first.")
     if guidance_transformer is not None and negative_encoder_hidden_states is not None:
         raise ValueError("A guidance_transformer and a negative text cannot be used together: drop one of them.")
     condition = {"class_labels": class_labels, "encoder_hidden_states": encoder_hidden_states,

@@ -7,7 +7,7 @@ import torch
 
 from generator import OpenVision3Pipeline
 from generator.draw import draw
-from generator.edit import encode_picture, inpaint, interpolate, reconstruct, slerp, vary
+from generator.edit import encode_picture
 from generator.flow import picture_generators
 from generator.pipeline import load_pipeline, make_scheduler
 from generator.rerank import best_of, token_scores
@@ -121,40 +121,6 @@ def test_classes(pipeline, make_transformer):
         classes(class_labels=[5])
     with pytest.raises(ValueError, match="no text encoder"):
         classes("a red circle")
-
-
-def test_editing(pipeline):
-    pixel_values = torch.rand(2, 3, 64, 64) * 2 - 1
-    assert len(reconstruct(pipeline, pixel_values)) == 2
-    assert len(vary(pipeline, pixel_values, 0.5, num_inference_steps=3, generator=picture_generators(0, [0, 1]))) == 2
-    assert len(interpolate(pipeline, pixel_values[:1], pixel_values[1:], num_inference_steps=3)) == 3
-    mask = torch.zeros(64, 64, dtype=torch.bool)
-    mask[:32, :32] = True
-    assert len(inpaint(pipeline, pixel_values, mask, "a red circle", num_inference_steps=3)) == 2
-    with pytest.raises(ValueError, match="strength is 0"):
-        vary(pipeline, pixel_values, 0)
-    with pytest.raises(ValueError, match="The mask must be"):
-        inpaint(pipeline, pixel_values, mask[:, :32], "a red circle")
-
-
-def test_inpainting_keeps_the_tokens_outside_the_mask(pipeline, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(pipeline, "decode", lambda states: drawn.append(states) or [])
-    pixel_values = torch.rand(1, 3, 64, 64) * 2 - 1
-    mask = torch.zeros(64, 64, dtype=torch.bool)
-    mask[:20, :20] = True
-    inpaint(pipeline, pixel_values, mask, "a red circle", num_inference_steps=3)
-    reconstruct(pipeline, torch.where(mask, pixel_values[..., ~mask].median(-1).values[..., None, None], pixel_values))
-    same = (drawn[0] - drawn[1]).abs().amax(1)[0] < 1e-5
-    assert same[2:].all() and same[:, 2:].all()
-    assert not same[:2, :2].any()
-
-
-def test_slerp_keeps_the_length():
-    first, second = torch.randn(2, 1, 8, 4, 4)
-    first, second = first / first.norm(), second / second.norm()
-    assert slerp(first, second, 0.3).norm().item() == pytest.approx(1.0, abs=1e-4)
-    assert torch.allclose(slerp(first, second, 0.0), first, atol=1e-5)
 
 
 def test_reranking(pipeline):
