@@ -17,7 +17,10 @@ from encoder.vae import decode, encode
 
 
 class OpenVision3AutoencoderConfig(PretrainedConfig):
-    """Keyword arguments of the parts; `text` is None for an autoencoder without text towers."""
+    """Keyword arguments of the parts; `text` is None for an autoencoder without text towers.
+
+    untrained: which of text_encoder and caption_decoder were not trained, their loss having had no weight.
+    """
 
     model_type = "openvision3_autoencoder"
 
@@ -27,12 +30,14 @@ class OpenVision3AutoencoderConfig(PretrainedConfig):
         decoder: dict | None = None,
         vae: dict | None = None,
         text: dict | None = None,
+        untrained: list[str] | None = None,
         **kwargs,
     ) -> None:
         self.encoder = encoder or {}
         self.decoder = decoder or {}
         self.vae = vae or {}
         self.text = text
+        self.untrained = untrained or []
         super().__init__(**kwargs)
 
 
@@ -73,7 +78,10 @@ class OpenVision3Autoencoder(StrictLoading, PreTrainedModel):
     @classmethod
     def from_pretraining(cls, model: OpenVision3ForPreTraining, vae: AutoencoderKL) -> "OpenVision3Autoencoder":
         """Copies the weights of a pre-trained model and its VAE. The VAE's float32 weights travel with the folder."""
+        captions = model.config.understanding_weight
+        weights = {"text_encoder": captions * model.config.contrastive_weight, "caption_decoder": captions}
         config = OpenVision3AutoencoderConfig(
+            untrained=[name for name, weight in weights.items() if weight == 0],
             encoder=model.config.encoder,
             text=model.config.text,
             decoder={
@@ -124,28 +132,35 @@ class OpenVision3Autoencoder(StrictLoading, PreTrainedModel):
 
     def text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """input_ids, attention_mask [batch, length] -> contrastive vectors [batch, projection_dim], normalised."""
-        self._need_text()
+        self.need_text("text_encoder")
         return F.normalize(self.text_encoder(input_ids, attention_mask).pooler_output, dim=-1)
 
     @torch.no_grad()
     def caption(self, image_tokens: Tensor, max_length: int = 64) -> Tensor:
         """image_tokens -> greedy caption ids [batch, <= max_length]."""
-        self._need_text()
+        self.need_text("caption_decoder")
         text = self.caption_decoder.config
         return self.caption_decoder.generate(image_tokens, text.bos_token_id, text.eos_token_id, max_length)
 
     @torch.no_grad()
     def caption_log_prob(self, image_tokens: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Mean log p of each caption's tokens given the picture: [batch]. input_ids begin with bos and end with eos."""
-        self._need_text()
+        self.need_text("caption_decoder")
         logits = self.caption_decoder(image_tokens, input_ids[:, :-1])
         log_probs = logits.log_softmax(dim=-1).gather(2, input_ids[:, 1:, None]).squeeze(2)
         mask = attention_mask[:, 1:].to(log_probs)
         return (log_probs * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
 
-    def _need_text(self) -> None:
+    def need_text(self, head: str) -> None:
+        """head: text_encoder or caption_decoder.
+
+        Raises:
+            ValueError: it is absent or was not trained.
+        """
         if self.text_encoder is None:
             raise ValueError("This autoencoder has no text towers; use one exported by encoder.train.")
+        if head in self.config.untrained:
+            raise ValueError(f"This autoencoder's {head} was not trained: its loss had weight 0; use another one.")
 
 
 def load_autoencoder(folder: str | Path) -> OpenVision3Autoencoder:

@@ -59,11 +59,12 @@ class OpenVision3Pipeline(DiffusionPipeline):
 
     transformer draws normalised tokens and holds their statistics; autoencoder turns tokens into pictures; scheduler
     stores the time shift; text_encoder and tokenizer are absent where the transformer draws classes;
-    guidance_transformer, where present, is the weaker network of AutoGuidance.
+    guidance_transformer, where present, is the weaker network of AutoGuidance; autoencoder_tokenizer is the one the
+    encoder was trained with, which generator.rerank needs whatever text_encoder is.
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->autoencoder"
-    _optional_components = ["text_encoder", "tokenizer", "guidance_transformer"]
+    _optional_components = ["text_encoder", "tokenizer", "guidance_transformer", "autoencoder_tokenizer"]
 
     def __init__(
         self,
@@ -73,6 +74,7 @@ class OpenVision3Pipeline(DiffusionPipeline):
         text_encoder: PreTrainedModel | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         guidance_transformer: DiTDHTransformer2DModel | None = None,
+        autoencoder_tokenizer: PreTrainedTokenizerBase | None = None,
     ):
         super().__init__()
         check_width(transformer)
@@ -85,6 +87,7 @@ class OpenVision3Pipeline(DiffusionPipeline):
             text_encoder=text_encoder,
             tokenizer=tokenizer,
             guidance_transformer=guidance_transformer,
+            autoencoder_tokenizer=autoencoder_tokenizer,
         )
 
     @property

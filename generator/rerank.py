@@ -1,15 +1,47 @@
-"""Chooses among drawings by the encoder's own text heads, on tokens alone: nothing is decoded."""
+"""Chooses among drawings by the encoder's own text heads, on tokens alone: nothing is decoded.
+
+The heads read a prompt through the tokenizer they were trained with, pipeline.autoencoder_tokenizer, whatever text
+model draws.
+"""
 
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
 from generator.flow import picture_generators
 from generator.pipeline import OpenVision3Pipeline
 from generator.text import longest_text, tokenize
 
-SCORES = ("contrast", "caption", "both")
+# what each score is read from
+SCORES = {
+    "contrast": ("text_encoder",),
+    "caption": ("caption_decoder",),
+    "both": ("text_encoder", "caption_decoder"),
+}
+
+
+def check_heads(pipeline: OpenVision3Pipeline, score: str) -> None:
+    """Refuses a pipeline that cannot rank by this score.
+
+    Raises:
+        ValueError: there is no such score, the autoencoder's head is absent or untrained, or its tokenizer is missing
+            or another one's.
+    """
+    if score not in SCORES:
+        raise ValueError(f"score is {score!r}: choose one of {', '.join(SCORES)}.")
+    for head in SCORES[score]:
+        pipeline.autoencoder.need_text(head)
+    if pipeline.autoencoder_tokenizer is None:
+        raise ValueError(
+            "This pipeline has no autoencoder_tokenizer, through which the encoder's text heads read a prompt: make it "
+            "with the one in the autoencoder's folder tokenizer."
+        )
+    words, known = len(pipeline.autoencoder_tokenizer), pipeline.autoencoder.text_encoder.config.vocab_size
+    if words > known:
+        raise ValueError(
+            f"The autoencoder_tokenizer has {words} words and the encoder's text heads know {known}: make the pipeline "
+            "with the one in the autoencoder's folder tokenizer."
+        )
 
 
 def _standardised(scores: Tensor) -> Tensor:
@@ -22,27 +54,19 @@ def token_scores(pipeline: OpenVision3Pipeline, image_tokens: Tensor, prompt: st
 
     contrast: cosine of the pooled tokens and the text; caption: mean log-probability per token of the prompt given the
     tokens; both: their sum after standardising each over the n.
+
+    Raises:
+        ValueError: the pipeline cannot rank by this score, see check_heads, or the prompt is too long for the heads.
     """
-    if score not in SCORES:
-        raise ValueError(f"score is {score!r}: choose one of {', '.join(SCORES)}.")
-    autoencoder = pipeline.autoencoder
-    heads = {
-        "contrast": ("text_encoder",),
-        "caption": ("caption_decoder",),
-        "both": ("text_encoder", "caption_decoder"),
-    }
-    for head in heads[score]:
-        if getattr(autoencoder, head, None) is None:
-            raise ValueError(f"This autoencoder has no trained {head}: it cannot rank drawings by {score}.")
-    limit = longest_text(pipeline.text_encoder, pipeline.tokenizer)
-    input_ids, mask = (part.to(autoencoder.device) for part in tokenize(pipeline.tokenizer, [prompt], limit))
+    check_heads(pipeline, score)
+    autoencoder, tokenizer = pipeline.autoencoder, pipeline.autoencoder_tokenizer
+    encoded = tokenize(tokenizer, [prompt], longest_text(autoencoder.text_encoder, tokenizer))
+    input_ids, mask = (part.to(autoencoder.device) for part in encoded)
     image_tokens = image_tokens.to(autoencoder.device, autoencoder.dtype)
     scores = []
-    if score != "caption":
-        images = F.normalize(autoencoder.image_features(image_tokens), dim=-1)
-        text = F.normalize(autoencoder.text_features(input_ids, mask), dim=-1)
-        scores.append((images @ text.T)[:, 0])
-    if score != "contrast":
+    if "text_encoder" in SCORES[score]:
+        scores.append((autoencoder.image_features(image_tokens) @ autoencoder.text_features(input_ids, mask).T)[:, 0])
+    if "caption_decoder" in SCORES[score]:
         count = len(image_tokens)
         scores.append(autoencoder.caption_log_prob(image_tokens, input_ids.expand(count, -1), mask.expand(count, -1)))
     return scores[0] if len(scores) == 1 else sum(map(_standardised, scores))
@@ -55,7 +79,11 @@ def best_of(
     """Draws `count` times (noise (seed, first_index + i)) and decodes only the drawing that fits the prompt best.
 
     options: arguments of the pipeline's call, such as num_inference_steps and guidance_scale.
+
+    Raises:
+        ValueError: before anything is drawn, if the pipeline cannot rank by this score; or what drawing refuses.
     """
+    check_heads(pipeline, score)
     generators = picture_generators(seed, range(first_index, first_index + count))
     tokens = pipeline([prompt] * count, generator=generators, output_type="tokens", **options).images
     best = int(token_scores(pipeline, tokens, prompt, score).argmax())

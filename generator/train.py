@@ -192,7 +192,11 @@ def main(argv: list[str]) -> None:
     )
     measure_statistics(transformer, autoencoder, drawings, tokens, seed)
 
-    pipeline = OpenVision3Pipeline(transformer, autoencoder, make_scheduler(shift), text_encoder, tokenizer)
+    own_tokenizer = Path(recipe.autoencoder) / "tokenizer"
+    pipeline = OpenVision3Pipeline(
+        transformer, autoencoder, make_scheduler(shift), text_encoder, tokenizer,
+        autoencoder_tokenizer=AutoTokenizer.from_pretrained(own_tokenizer) if own_tokenizer.is_dir() else None,
+    )  # fmt: skip
     pipeline.set_progress_bar_config(disable=True)
 
     def sample_pictures() -> Image.Image:

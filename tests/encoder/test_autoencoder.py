@@ -80,3 +80,25 @@ def test_without_text_towers_it_says_so(autoencoder):
     )
     with pytest.raises(ValueError, match="no text towers"):
         OpenVision3Autoencoder(config).caption(torch.randn(1, 4, 32))
+
+
+def test_an_untrained_head_is_refused(pretrained, small_vae, tmp_path):
+    config = pretrained.config
+    try:
+        config.contrastive_weight = 0.0
+        OpenVision3Autoencoder.from_pretraining(pretrained, small_vae).save_pretrained(tmp_path)
+    finally:
+        config.contrastive_weight = 1.0
+    model = OpenVision3Autoencoder.from_pretrained(tmp_path)
+    tokens, ids, mask = torch.randn(1, 4, 32), torch.tensor([[1, 5, 2]]), torch.ones(1, 3)
+    with pytest.raises(ValueError, match="text_encoder was not trained: its loss had weight 0"):
+        model.text_features(ids, mask)
+    assert model.caption_log_prob(tokens, ids, mask).shape == (1,)
+    config.understanding_weight, weight = 0.0, config.understanding_weight
+    try:
+        assert OpenVision3Autoencoder.from_pretraining(pretrained, small_vae).config.untrained == [
+            "text_encoder",
+            "caption_decoder",
+        ]
+    finally:
+        config.understanding_weight = weight

@@ -14,9 +14,11 @@ from generator.text import states_width
 WORDS = "a red blue circle square left of there is small large on background the at".split()
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
+def make_tokenizer(vocabulary: list[str] = WORDS) -> PreTrainedTokenizerFast:
     special = ["<pad>", "<s>", "</s>", "<unk>"]
-    words = Tokenizer(models.WordLevel({word: index for index, word in enumerate(special + WORDS)}, unk_token="<unk>"))
+    words = Tokenizer(
+        models.WordLevel({word: index for index, word in enumerate(special + vocabulary)}, unk_token="<unk>")
+    )
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     words.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
     return PreTrainedTokenizerFast(
@@ -27,6 +29,12 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 @pytest.fixture(scope="session")
 def tokenizer():
     return make_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def tokenizer_of():
+    """words -> a tokenizer that knows them and no others."""
+    return make_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -53,6 +61,9 @@ def make_transformer():
 @pytest.fixture()
 def pipeline(autoencoder, tokenizer, make_transformer):
     transformer = make_transformer(text_hidden_size=states_width(autoencoder.text_encoder))
-    pipe = OpenVision3Pipeline(transformer, autoencoder, make_scheduler(1.0), autoencoder.text_encoder, tokenizer)
+    pipe = OpenVision3Pipeline(
+        transformer, autoencoder, make_scheduler(1.0), autoencoder.text_encoder, tokenizer,
+        autoencoder_tokenizer=tokenizer,
+    )  # fmt: skip
     pipe.set_progress_bar_config(disable=True)
     return pipe

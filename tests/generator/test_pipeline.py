@@ -1,7 +1,5 @@
 """The pipeline on an untrained family: round trip, noise, guidance, refusals, editing, re-ranking."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
@@ -10,7 +8,6 @@ from generator.draw import draw
 from generator.edit import encode_picture
 from generator.flow import picture_generators
 from generator.pipeline import load_pipeline, make_scheduler
-from generator.rerank import best_of, token_scores
 
 PROMPTS = ["a red circle", "a blue square", "a red circle left of a blue square"]
 
@@ -123,21 +120,13 @@ def test_classes(pipeline, make_transformer):
         classes("a red circle")
 
 
-def test_reranking(pipeline):
-    tokens = torch.randn(4, 16, 192)
-    for score in ("contrast", "caption", "both"):
-        assert token_scores(pipeline, tokens, PROMPTS[0], score).shape == (4,)
-    assert best_of(pipeline, PROMPTS[0], 2, num_inference_steps=2).size == (64, 64)
-    without = SimpleNamespace(autoencoder=SimpleNamespace(caption_decoder=None))
-    with pytest.raises(ValueError, match="no trained caption_decoder"):
-        token_scores(without, tokens, PROMPTS[0], "caption")
-
-
 def test_the_command_draws(pipeline, tmp_path, capsys):
     pipeline.save_pretrained(tmp_path / "model")
     model = str(tmp_path / "model")
     draw(["--model", model, "--prompt", "a red circle", "--steps", "2", "--out", str(tmp_path / "a.png")])
     assert (tmp_path / "a.png").is_file()
+    draw(["--model", model, "--prompt", "a red circle", "--steps", "2", "--best-of", "2", "--out", f"{tmp_path}/c.png"])
+    assert (tmp_path / "c.png").is_file()
     with pytest.raises(ValueError, match="The prompt is empty"):
         draw(["--model", model, "--prompt", " ", "--out", str(tmp_path / "b.png")])
     with pytest.raises(SystemExit) as stopped:

@@ -65,6 +65,7 @@ def test_training_exports_a_pipeline_that_draws(files, capsys):
     pipeline.set_progress_bar_config(disable=True)
     assert pipeline("a red circle", 2).images[0].size == (64, 64)
     assert (files / "run" / "samples" / "step-000002.png").is_file()
+    assert pipeline.autoencoder_tokenizer("a red circle").input_ids == pipeline.tokenizer("a red circle").input_ids
     assert pipeline.transformer.token_std.min() > 0 and pipeline.transformer.token_mean.any()
 
 
