@@ -118,6 +118,11 @@ def _as_html(text: str) -> str:
     return html.escape(text, quote=False)
 
 
+def _message(role: str, text: str) -> dict:
+    """A line of the chat log."""
+    return {"role": role, "content": _as_html(text)}
+
+
 def _sentence(call, *args):
     """Runs a call; a user's error becomes a message on the page."""
     try:
@@ -135,13 +140,13 @@ def build_app(family: Family) -> gr.Blocks:
 
     def ask(question: str, image: Image.Image | None, history: list[dict]) -> Iterator[tuple[list[dict], str]]:
         question = _sentence(plain_text, question, "question", "ask something about the picture")
-        history = [*(history or []), {"role": "user", "content": _as_html(question)}]
-        yield [*history, {"role": "assistant", "content": "..."}], ""
+        history = [*(history or []), _message("user", question)]
+        yield [*history, _message("assistant", "...")], ""
         text = ""
         for text in family.answer(question, image):
-            yield [*history, {"role": "assistant", "content": _as_html(text)}], ""
+            yield [*history, _message("assistant", text)], ""
         if not text.strip():
-            yield [*history, {"role": "assistant", "content": NO_ANSWER}], ""
+            yield [*history, _message("assistant", NO_ANSWER)], ""
 
     def redraw(prompt: str, count: int, seed: int, steps: int, guidance: float) -> list[Image.Image]:
         return [enlarged(drawing) for drawing in _sentence(family.draw, prompt, count, seed, steps, guidance)]

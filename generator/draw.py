@@ -18,12 +18,12 @@ from generator.pipeline import load_pipeline
 from generator.rerank import SCORES, best_of
 
 
-def add_drawing_options(parser: argparse.ArgumentParser, guidance: float) -> None:
-    """The options of every command that draws; `drawing_options` reads them. guidance: the default."""
+def add_drawing_options(parser: argparse.ArgumentParser, guidance: float, steps: int = 50) -> None:
+    """The options of every command that draws; `drawing_options` reads them. guidance, steps: the defaults."""
     parser.add_argument(
         "--seed", type=int, default=0, help="picture i of a call uses noise (seed, i) (default %(default)s)"
     )
-    parser.add_argument("--steps", type=int, default=50, help="steps from noise to picture (default %(default)s)")
+    parser.add_argument("--steps", type=int, default=steps, help="steps from noise to picture (default %(default)s)")
     parser.add_argument("--guidance", type=float, default=guidance,
                         help="how strongly the prompt pulls; 1 is no guidance (default %(default)s)")  # fmt: skip
     parser.add_argument(

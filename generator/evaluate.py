@@ -5,7 +5,8 @@
 Three categories: one object, two with a relation, three or four counted. Beside every share: its 95% Wilson interval,
 the ceiling (real pictures with the same prompts, encoded and decoded: what decoder and checker let through) and, with
 --nearest, the training picture whose caption is nearest to the prompt. A grid of drawings lies beside the report.
-Drawing i of a category always has the same scene, prompt and noise, whatever --count and --batch are.
+Drawing i of a category always has the same scene, prompt and noise, whatever --count and --batch are. Choose --guidance
+on val.
 """
 
 import argparse
@@ -19,7 +20,8 @@ from tqdm import tqdm
 
 from encoder.data import load_cached
 from encoder.images import picture_grid, to_pil, to_pixel_values
-from generator.flow import METHODS, picture_generators
+from generator.draw import add_drawing_options, drawing_options
+from generator.flow import picture_generators
 from generator.pipeline import OpenVision3Pipeline, load_pipeline
 from training.cli import run_cli
 from training.shapes import Scene, ShapesChecker, caption_facts, captions, render, sample_scene
@@ -127,13 +129,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--split", nargs="+", choices=SPLITS, default=["test_iid"], help="one or several splits")
     parser.add_argument("--categories", nargs="+", choices=CATEGORIES, default=list(CATEGORIES))
     parser.add_argument("--out", required=True, type=Path, help="report to write, .json; grids lie beside it")
-    parser.add_argument("--steps", type=int, default=25, help="steps from noise to picture")
-    parser.add_argument("--guidance", type=float, default=3.0, help="guidance scale; choose it on val")
-    parser.add_argument("--interval", type=float, nargs=2, default=(0.0, 1.0), metavar=("LOW", "HIGH"),
-                        help="noise levels between which guidance acts")  # fmt: skip
-    parser.add_argument("--method", choices=METHODS, default="euler")
+    add_drawing_options(parser, guidance=3.0, steps=25)
     parser.add_argument("--batch", type=int, default=50, help="drawings at a time")
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--nearest", metavar="CACHE",
                         help="latent cache of the training pictures, for the nearest-caption baseline")  # fmt: skip
     arguments = parser.parse_args(argv)
@@ -142,8 +139,7 @@ def main(argv: list[str]) -> None:
     pipeline = load_pipeline(arguments.model)
     pipeline.set_progress_bar_config(disable=True)
     nearest = NearestCaption(arguments.nearest) if arguments.nearest else None
-    options = {"num_inference_steps": arguments.steps, "guidance_scale": arguments.guidance,
-               "guidance_interval": tuple(arguments.interval), "method": arguments.method}  # fmt: skip
+    options = drawing_options(arguments)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     report: dict = {"model": arguments.model, "seed": arguments.seed, "settings": options, "splits": {}}
     for split in arguments.split:
