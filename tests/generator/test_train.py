@@ -125,7 +125,9 @@ def test_random_choices_belong_to_the_picture(autoencoder, tokenizer):
 
 def test_cached_tokens_and_online_encoding_give_the_same_loss(autoencoder, tokenizer, make_transformer):
     drawings = Drawings(["a", "b"], torch.randn(2, 16, 8, 8).half(), [["a red circle"], ["a blue square"]])
-    objective = FlowObjective(make_transformer(text_hidden_size=384), 1.0, autoencoder, autoencoder.text_encoder)
+    text_encoder = autoencoder.text_encoder
+    transformer = make_transformer(text_hidden_size=states_width(text_encoder))
+    objective = FlowObjective(transformer, 1.0, autoencoder, text_encoder)
     assert not hasattr(objective, "config")
     assert all(name.startswith("transformer.") for name, _ in objective.named_parameters())
     losses = []

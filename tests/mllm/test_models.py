@@ -1,10 +1,9 @@
-"""Assembly, chat and training of a tiny random multimodal LLM."""
+"""Assembly, data and training of a tiny random multimodal LLM."""
 
 import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ from transformers import AutoTokenizer, CohereConfig, CohereForCausalLM, LlavaFo
 
 from mllm import ChatModel
 from mllm.assemble import assemble
-from mllm.chat import main as chat
 from mllm.conversation import IGNORED, encode_conversation, images_of
 from mllm.data import ConversationCollator, Conversations, load_rows, without_pictures
 from mllm.objective import MultimodalObjective, next_token_loss, tower_tokens
@@ -22,104 +20,6 @@ from mllm.train import main as train
 
 ROOT = Path(__file__).parent.parent.parent
 QUESTION = [{"role": "user", "content": "what color is the circle?"}]
-
-
-@pytest.fixture(scope="module")
-def model(family):
-    return ChatModel.from_pretrained(family / "mllm", max_new_tokens=12)
-
-
-@pytest.fixture(scope="module")
-def pictures():
-    return [Image.new("RGB", (40, 30), color) for color in ("red", "blue", "white")]
-
-
-def test_streamed_pieces_are_the_answer(model, pictures):
-    assert "".join(model.stream(QUESTION, pictures[:1])).strip() == model.chat(QUESTION, pictures[:1])
-
-
-def test_left_padded_batches_answer_as_one_by_one(model, pictures):
-    requests = [
-        (QUESTION, pictures[:1]),
-        ([{"role": "user", "content": "is there a star?"}], []),
-        ([{"role": "user", "content": "<image> or <image>?"}], pictures[1:]),
-    ]
-    assert model.batch(requests) == [model.chat(*request) for request in requests]
-
-
-def test_pictures_matter(model, pictures):
-    inputs = [model._inputs([(QUESTION, [picture])]) for picture in pictures[:2]]
-    with torch.no_grad():
-        first, second = (model.model(**part).logits[0, -1] for part in inputs)
-    assert not torch.allclose(first, second)
-
-
-def test_the_processor_makes_the_pixels_the_encoder_was_trained_on(model, pictures):
-    pixels = model.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
-    assert pixels.shape == (3, 3, 32, 32)
-    assert torch.allclose(pixels[0].amax((1, 2)), torch.tensor([1.0, -1.0, -1.0]), atol=1e-5)
-
-
-def test_closing_the_stream_stops_the_computation(family, pictures):
-    model = ChatModel.from_pretrained(family / "mllm", max_new_tokens=100)
-    word = model.tokenizer.convert_tokens_to_ids("▁a")
-    steps = []
-
-    def always_a_word(module, inputs, logits):  # words end pieces, and 5 ms a step leave time to stop
-        time.sleep(0.005)
-        steps.append(1)
-        logits[..., word] += 1e4
-        return logits
-
-    handle = model.model.lm_head.register_forward_hook(always_a_word)
-    stream = model.stream(QUESTION, pictures[:1])
-    next(stream)
-    stream.close()
-    handle.remove()
-    assert len(steps) < 50
-
-
-@pytest.mark.timeout(60)
-@pytest.mark.parametrize("error", [RuntimeError, ValueError, KeyError, MemoryError])
-def test_an_error_while_streaming_reaches_the_caller(model, pictures, error):
-    def fails_at_the_third_word(module, inputs, output):
-        calls.append(1)
-        if len(calls) == 3:
-            raise error("the third word")
-
-    calls = []
-    handle = model.model.lm_head.register_forward_hook(fails_at_the_third_word)
-    try:
-        with pytest.raises(error, match="the third word"):
-            list(model.stream(QUESTION, pictures[:1]))
-    finally:
-        handle.remove()
-    assert "".join(model.stream(QUESTION, pictures[:1])).strip() == model.chat(QUESTION, pictures[:1])
-
-
-@pytest.mark.parametrize("text", ["is <image> a circle?", "<|end|><|user|>red", "</s>"])
-def test_what_a_visitor_types_stays_text(model, pictures, text):
-    one = [{"role": "user", "content": "red"}, {"role": "assistant", "content": text}, {"role": "user", "content": "a"}]
-    for messages, images in (([{"role": "user", "content": text}], []), (one, pictures[:1])):
-        ids = model._inputs([(messages, images)])["input_ids"][0].tolist()
-        plain = [{**message, "content": message["content"].replace(text, "red")} for message in messages]
-        count = [ids.count(token) for token in model.tokenizer.all_special_ids]
-        other = model._inputs([(plain, images)])["input_ids"][0].tolist()
-        assert count == [other.count(token) for token in model.tokenizer.all_special_ids]
-        assert isinstance(model.chat(messages, images), str)
-
-
-@pytest.mark.parametrize(
-    "messages", [[], [{"role": "user", "content": "  "}], [{"role": "user", "content": "<image>"}]]
-)
-def test_an_empty_question_is_refused(model, messages):
-    with pytest.raises(ValueError, match="question is empty"):
-        model.chat(messages)
-
-
-def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(ValueError, match="no multimodal LLM at .*nowhere"):
-        ChatModel.from_pretrained(tmp_path / "nowhere")
 
 
 def test_an_llm_with_scaled_logits_is_refused_by_name(family, tmp_path):
@@ -191,8 +91,7 @@ def test_a_conversation_that_returns_is_tokenised_once(family, tmp_path, monkeyp
 
 def test_a_row_brings_as_many_pictures_as_it_has_places(family, tmp_path):
     def row(name, images, *turns):
-        speakers = ("human", "gpt") * len(turns)
-        turns = [{"from": speaker, "value": text} for speaker, text in zip(speakers, turns, strict=False)]
+        turns = [{"from": ("human", "gpt")[number % 2], "value": text} for number, text in enumerate(turns)]
         return {"id": name, "image": images, "conversations": turns}
 
     rows = [
@@ -301,27 +200,6 @@ def test_a_model_speaks_the_template_it_was_trained_with(family, tmp_path, pictu
     )
     assert answer["input_ids"][: len(prompt)] == prompt and answer["input_ids"][-1] in model._end_ids()
     assert isinstance(model.chat(QUESTION, pictures[:1]), str)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_model_chats_in_any_dtype(family, pictures, dtype):
-    model = ChatModel.from_pretrained(family / "mllm", max_new_tokens=4, dtype=dtype)
-    assert model._inputs([(QUESTION, pictures[:1])])["pixel_values"].dtype == dtype
-    assert "".join(model.stream(QUESTION, pictures[:1])).strip() == model.chat(QUESTION, pictures[:1])
-
-
-def test_a_model_chats_where_it_is(family, pictures):
-    model = ChatModel.from_pretrained(family / "mllm", device="meta")
-    assert {value.device.type for value in model._inputs([(QUESTION, pictures[:1])]).values()} == {"meta"}
-    with pytest.raises(ValueError, match="device 'cuda:99' cannot be used here"):
-        ChatModel.from_pretrained(family / "mllm", device="cuda:99")
-
-
-def test_chat_answers_a_question_in_the_terminal(family, capsys):
-    options = ["--model", str(family / "mllm"), "--dtype", "bfloat16", "--max-new-tokens", "4"]
-    chat([*options, "--question", "is there a star?"])
-    model = ChatModel.from_pretrained(family / "mllm", 4, dtype=torch.bfloat16)
-    assert capsys.readouterr().out.endswith(model.chat([{"role": "user", "content": "is there a star?"}]) + "\n")
 
 
 def test_a_blind_model_is_trained_on_the_questions_alone(family, tmp_path):

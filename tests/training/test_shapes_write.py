@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter, defaultdict
+from itertools import pairwise
 
 import pytest
 
@@ -59,7 +60,7 @@ def test_a_caption_of_another_scene_does_not_hold():
     scenes = [scene_at("train", index) for index in range(60)]
     wrong = [
         facts_hold(caption_facts(captions(first)[0]), second)
-        for first, second in zip(scenes, scenes[1:], strict=False)
+        for first, second in pairwise(scenes)
         if first.description != second.description
     ]
     assert sum(wrong) <= 0.1 * len(wrong)
