@@ -1,16 +1,9 @@
-"""Ratios against what a user would use instead, measured side by side in one run: python -m scripts.bench
+"""Rows about the encoder, its losses, optimizer and loader."""
 
-Both sides run interleaved with the same dtype and threads after a warm-up; the figure is the ratio of medians of 5.
-"""
-
-import argparse
 import io
 import multiprocessing
 import resource
-import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -23,29 +16,14 @@ from encoder import OpenVision3Config, OpenVision3ForPreTraining, OpenVision3Mod
 from encoder.data import ImageTextShards
 from encoder.losses import caption_loss
 from encoder.vae import decode, encode
-from training.cli import run_cli
+from scripts.bench.compare import compare
 from training.muon import make_muon
 from training.shapes.write import write
 
-REPEATS = 5
 
-
-def compare(ours: Callable[[], None], theirs: Callable[[], None], device: str) -> tuple[float, float]:
-    """Median seconds of each, interleaved."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for repeat in range(REPEATS + 1):
-        for call, kept in zip((ours, theirs), times, strict=True):
-            start = time.perf_counter()
-            call()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            if repeat:  # the first round warms up
-                kept.append(time.perf_counter() - start)
-    return statistics.median(times[0]), statistics.median(times[1])
-
-
-def encoder_against_vit(device: str, dtype: torch.dtype, batch: int) -> str:
+def encoder_against_vit(device: str) -> str:
     """Forward and backward of the base encoder from latents against transformers' ViT-B/16, 256 tokens each."""
+    dtype, batch = (torch.bfloat16, 64) if device == "cuda" else (torch.float32, 2)
     ours = OpenVision3Model(OpenVision3Config.preset("base")).to(device, dtype)
     theirs = ViTModel(ViTConfig(image_size=256, hidden_act="gelu"), add_pooling_layer=False).to(device, dtype)
     latents = torch.randn(batch, 16, 32, 32, device=device, dtype=dtype)
@@ -57,8 +35,9 @@ def encoder_against_vit(device: str, dtype: torch.dtype, batch: int) -> str:
     return f"encoder base, 256 px, forward+backward: {a:.3f} s, transformers ViT-B/16 {b:.3f} s, speed {b / a:.2f}x"
 
 
-def cached_step(device: str, batch: int) -> str:
+def cached_step(device: str) -> str:
     """A pre-training step with cached latents and pixel_loss_fraction 1/8 against encoding online and all pixels."""
+    batch = 8
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=16, use_quant_conv=False,
@@ -78,8 +57,9 @@ def cached_step(device: str, batch: int) -> str:
     return f"pre-training step, FLUX-shaped VAE, 64 px: cached and 1/8 {a:.2f} s, neither {b:.2f} s, speed {b / a:.2f}x"
 
 
-def muon_share(device: str, batch: int) -> str:
+def muon_share(device: str) -> str:
     """Muon's share of a step of the tiny encoder, and AdamW's step beside it on the same gradients."""
+    batch = 32
     model = OpenVision3ForPreTraining(OpenVision3PreTrainingConfig.preset("tiny", 512, 64)).to(device).train()
     latents = torch.randn(batch, 16, 8, 8, device=device)
     ids = torch.randint(3, 500, (batch, 24), device=device)
@@ -109,7 +89,7 @@ def _caption_peak(chunked: bool, queue: multiprocessing.Queue) -> None:
     queue.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
 
-def caption_memory() -> str:
+def caption_memory(device: str) -> str:
     """Peak memory of the caption head and loss at 32,000 words, chunked against plain, a process each."""
     context, peaks = multiprocessing.get_context("spawn"), []
     for chunked in (True, False):
@@ -121,7 +101,7 @@ def caption_memory() -> str:
     return f"caption head and loss: {peaks[0]:.0f} MB chunked, {peaks[1]:.0f} MB plain, {peaks[0] / peaks[1] - 1:+.0%}"
 
 
-def loader() -> str:
+def loader(device: str) -> str:
     """Pictures read and decoded from shards against the bare webdataset loop with the same decoding."""
     import webdataset
 
@@ -142,22 +122,4 @@ def loader() -> str:
     return f"loader: {2000 / a:.0f} pictures/s, bare webdataset {2000 / b:.0f}, {b / a:.0%} of it"
 
 
-def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m scripts.bench", description=__doc__)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: bfloat16 and torch.compile")
-    args = parser.parse_args(argv)
-    if args.device == "cuda" and not torch.cuda.is_available():
-        print("not run: there is no GPU")
-        return
-    torch.manual_seed(0)
-    dtype, batch = (torch.bfloat16, 64) if args.device == "cuda" else (torch.float32, 2)
-    print(encoder_against_vit(args.device, dtype, batch), flush=True)
-    print(cached_step(args.device, 8), flush=True)
-    print(muon_share(args.device, 32), flush=True)
-    if args.device == "cpu":
-        print(caption_memory(), flush=True)
-        print(loader(), flush=True)
-
-
-if __name__ == "__main__":
-    run_cli(main)
+ROWS = [encoder_against_vit, cached_step, muon_share, caption_memory, loader]

@@ -1,0 +1,23 @@
+"""Two ways to do a thing, timed side by side."""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+REPEATS = 5
+
+
+def compare(ours: Callable[[], None], theirs: Callable[[], None], device: str) -> tuple[float, float]:
+    """Median seconds of each, interleaved after a round of warm-up."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for repeat in range(REPEATS + 1):
+        for call, kept in zip((ours, theirs), times, strict=True):
+            start = time.perf_counter()
+            call()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            if repeat:  # the first round warms up
+                kept.append(time.perf_counter() - start)
+    return statistics.median(times[0]), statistics.median(times[1])

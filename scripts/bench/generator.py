@@ -1,0 +1,3 @@
+"""Rows about the generator."""
+
+ROWS = []
