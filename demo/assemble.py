@@ -14,6 +14,9 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
 
+import encoder
+import generator
+import mllm
 from demo.family import CHECKPOINTS, check_lineage, file_hash, load_part
 from encoder import OpenVision3Autoencoder, OpenVision3AutoencoderConfig
 from generator import DiTDHTransformer2DModel, OpenVision3Pipeline
@@ -26,8 +29,11 @@ def cache_root() -> Path:
 
 
 def family_hash(checkpoints: Path) -> str:
-    """A short hash of every file of the family, by name and content, and of the code that assembles it."""
+    """A short hash of every file of the family, by name and content, and of the code that assembles and loads it."""
     digest = hashlib.sha256(Path(__file__).read_bytes())
+    for package in (encoder, generator, mllm):
+        for path in sorted(Path(package.__file__).parent.rglob("*.py")):
+            digest.update(path.read_bytes())
     for path in sorted(path for path in checkpoints.rglob("*") if path.is_file()):
         digest.update(f"{path.relative_to(checkpoints).as_posix()} {file_hash(path)}\n".encode())
     return digest.hexdigest()[:16]

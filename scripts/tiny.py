@@ -199,7 +199,7 @@ class Run:
                     self.failures[part.name] = f"{part.name} was not run for want of {missing[0]}."
                 else:
                     self.run_part(part)
-            except OSError as error:
+            except Exception as error:  # whatever it is, the parts that wait for this one must not start
                 self.failures[part.name] = f"{part.name} could not be run: {error}."
             finally:
                 self.ended[part.name].set()
