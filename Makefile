@@ -16,7 +16,7 @@ install: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
-	$(RUN) -m pip install --quiet -c constraints.txt -e ".[train,demo,eval,dev]"
+	$(RUN) -m pip install --quiet -c constraints.txt -e ".[train,demo,eval,serve,dev]"
 	touch $(STAMP)
 
 demo: $(STAMP)

@@ -97,9 +97,12 @@ class ChatModel:
     def stream(self, messages: Sequence[Message], images: Sequence[Image.Image | str | Path] = ()) -> Iterator[str]:
         """Yields the answer in pieces. Closing the iterator stops the computation at the next token.
 
-        An error of the computation, which runs in a thread of its own, is raised here.
+        An error of the computation, which runs in a thread of its own, is raised where the pieces are taken; a request
+        that cannot be read is refused at once.
         """
-        inputs = self._inputs([(messages, images)])
+        return self._pieces(self._inputs([(messages, images)]))
+
+    def _pieces(self, inputs: dict) -> Iterator[str]:
         streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
         stop, failed = Event(), []
 
