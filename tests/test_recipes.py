@@ -11,8 +11,8 @@ from encoder.train_vae import VAERecipe
 from generator.train import GeneratorRecipe
 from mllm.train import MultimodalRecipe
 from mllm.train_language import LanguageRecipe
+from training.arguments import training_arguments
 from training.recipes import load_recipe
-from training.trainer import training_arguments
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("*/recipes/*.yaml"))

@@ -1,9 +1,6 @@
 """The one training loop: `transformers.Trainer` with named losses, averaged weights, exact resume and samples."""
 
 import json
-import os
-import socket
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,19 +12,20 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
-from transformers import TrainerCallback, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer import TRAINER_STATE_NAME
 
+from training.arguments import muon_learning_rate, training_arguments
 from training.callbacks import EMACallback, EpochCallback, PicturesCallback
 from training.checkpoints import check_same_run, discard_incomplete, last_checkpoint, mark_complete, write_run
+from training.dry_run import dry_run
 from training.ema import EMA
 from training.muon import make_muon
 from training.recipes import Recipe
 
 EMA_FILE = "ema.safetensors"
 WEIGHTS_FILE = "model.safetensors"
-OPTIMIZERS = ("adamw", "muon")
 
 
 class NonFiniteError(RuntimeError):
@@ -262,49 +260,6 @@ def run_training(
     trainer.accelerator.wait_for_everyone()
 
 
-def training_arguments(recipe: Recipe) -> TrainingArguments:
-    """The recipe's `trainer` block as TrainingArguments, with what every run here needs set."""
-    fixed = {"output_dir": recipe.output_dir, "remove_unused_columns": False, "logging_nan_inf_filter": False}
-    for key in fixed.keys() & recipe.trainer.keys():
-        raise ValueError(f"trainer.{key} is set by the trainer itself; remove it from the recipe.")
-    settings = {
-        "report_to": "none",
-        "logging_steps": 10,
-        "save_strategy": "steps",
-        "save_steps": 200,
-        "save_total_limit": 1,
-        "dataloader_pin_memory": torch.cuda.is_available(),
-        **recipe.trainer,
-        **fixed,
-    }
-    if settings.get("deepspeed") and "RANK" not in os.environ:
-        # DeepSpeed started without a launcher looks for MPI; one process needs none.
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-    try:
-        return TrainingArguments(**settings)
-    except TypeError as error:
-        raise ValueError(f"The trainer block of the recipe is not accepted: {error}.") from error
-
-
-def muon_learning_rate(recipe: Recipe, arguments: TrainingArguments) -> float | None:
-    """The rate of Muon's half, or None with AdamW alone.
-
-    Raises:
-        ValueError: there is no such optimizer, or DeepSpeed or FSDP splits the matrices that Muon needs whole.
-    """
-    if recipe.optimizer not in OPTIMIZERS:
-        raise ValueError(f"optimizer is {recipe.optimizer!r}; choose one of {', '.join(OPTIMIZERS)}.")
-    if recipe.optimizer == "adamw":
-        return None
-    if arguments.deepspeed or arguments.fsdp:
-        splitter = "DeepSpeed" if arguments.deepspeed else "FSDP"
-        raise ValueError(f"optimizer=muon needs whole matrices, which {splitter} splits: use optimizer=adamw with it.")
-    return recipe.muon_learning_rate
-
-
 def set_trainable(objective: nn.Module, prefixes: list[str]) -> None:
     """Freezes everything but the parameters that start with one of `prefixes`; an empty list changes nothing."""
     if not prefixes:
@@ -316,24 +271,3 @@ def set_trainable(objective: nn.Module, prefixes: list[str]) -> None:
             raise ValueError(f"trainable: no parameter starts with {prefix!r}; the modules are {groups}.")
     for name, value in objective.named_parameters():
         value.requires_grad_(name.startswith(tuple(prefixes)))
-
-
-def dry_run(
-    objective: nn.Module, dataset: Dataset, arguments: TrainingArguments, collate: Callable[[list[Any]], dict[str, Any]]
-) -> str:
-    """Trainable parameters, the first batch's shapes and an estimate from one measured step, as text."""
-    batch = collate([dataset[index] for index in range(min(arguments.per_device_train_batch_size, len(dataset)))])
-    keys = batch.pop("keys", [])
-    learning = sum(value.numel() for value in objective.parameters() if value.requires_grad)
-    frozen = sum(value.numel() for value in objective.parameters() if not value.requires_grad)
-    start = time.perf_counter()
-    objective(**batch)["loss"].backward()
-    seconds = time.perf_counter() - start
-    lines = [f"parameters: {learning:,} learn, {frozen:,} frozen", f"samples: {len(dataset):,}, first {keys[:4]}"]
-    lines += [
-        f"batch {name}: {list(value.shape)} {value.dtype}" for name, value in batch.items() if isinstance(value, Tensor)
-    ]
-    lines.append(f"one forward and backward on the CPU: {seconds:.2f} s")
-    if arguments.max_steps > 0:
-        lines.append(f"estimate for {arguments.max_steps} steps: {seconds * arguments.max_steps / 60:.1f} minutes")
-    return "\n".join(lines)

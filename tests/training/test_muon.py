@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from training.arguments import muon_learning_rate, training_arguments
 from training.muon import MOMENTUM, UPDATE_RMS, hidden_matrices, make_muon, orthogonalize
 from training.recipes import Recipe
-from training.trainer import muon_learning_rate, training_arguments
 
 
 class Net(nn.Module):

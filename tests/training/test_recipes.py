@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from training.arguments import training_arguments
 from training.cli import run_cli
 from training.recipes import REQUIRED, Recipe, RecipeError, load_recipe
-from training.trainer import training_arguments
 
 
 @dataclass
