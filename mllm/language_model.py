@@ -104,7 +104,7 @@ def check_same_logits(model: LlavaForConditionalGeneration, llm: PreTrainedModel
     relative to it. As they are, small logits would hide a soft cap and large ones an offset.
 
     Raises:
-        ValueError: the logits differ, or the LLM does not take a multimodal model's inputs.
+        ValueError: the logits differ, or the LLM's inputs or outputs are not those a multimodal model needs.
     """
     ids = torch.arange(3, 19)[None] % llm.config.vocab_size
     head = llm.get_output_embeddings()
@@ -117,8 +117,8 @@ def check_same_logits(model: LlavaForConditionalGeneration, llm: PreTrainedModel
         hooks = [part.register_forward_hook(scale) for part in (model.model.language_model, llm.base_model)]
         try:
             logits, own = model(input_ids=ids).logits.float(), llm(input_ids=ids).logits.float()
-        except TypeError as error:
-            refuse(llm, name, f"takes other inputs than Llama ({error})")
+        except (TypeError, AttributeError) as error:
+            refuse(llm, name, f"takes other inputs or gives other outputs than Llama ({error})")
         finally:
             for hook in hooks:
                 hook.remove()

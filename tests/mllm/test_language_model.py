@@ -37,7 +37,7 @@ SMALL = {
 # name: model type, what differs from SMALL, special tokens at the end of the vocabulary, the picture's token, dtype
 WORKS = {
     "llama with a full vocabulary": ("llama", {}, [], "<image>", torch.float32),
-    "tied, with a full vocabulary": ("llama", {"tie_word_embeddings": True}, [], "<image>", torch.float32),
+    "smollm, tied, with a full vocabulary": ("llama", {"tie_word_embeddings": True}, [], "<image>", torch.float32),
     "room in the embeddings": ("llama", {"vocab_size": 80}, [], "<image>", torch.float32),
     "float16, as vicuna": ("llama", {}, ["<|eot_id|>"], "<image>", torch.float16),
     "llama 3": (
@@ -55,6 +55,7 @@ WORKS = {
         torch.bfloat16,
     ),
     "qwen3": ("qwen3", {}, ["<|vision_pad|>"], "<|vision_pad|>", torch.bfloat16),
+    "phi 3, with a pad token": ("phi3", {}, ["<pad>", "<|placeholder1|>"], "<|placeholder1|>", torch.bfloat16),
     "mistral": ("mistral", {}, ["[control_8]"], "[control_8]", torch.float32),
     "gemma, tied": ("gemma", {"tie_word_embeddings": True}, ["<unused0>"], "<unused0>", torch.float32),
     "gemma 3, tied": ("gemma3_text", {"tie_word_embeddings": True}, [], "<image>", torch.bfloat16),
@@ -65,6 +66,7 @@ REFUSED = {
     "cohere scales its logits": ("cohere", {"logit_scale": 0.0625}, "differ"),
     "granite scales its logits": ("granite", {"logits_scaling": 8.0}, "differ"),
     "phi has a bias": ("phi", {}, "bias"),
+    "mamba keeps no keys and values": ("mamba", {}, "outputs"),
     "gpt2 names its embeddings otherwise": ("gpt2", {"tie_word_embeddings": True}, "unlike Llama"),
 }
 
@@ -85,6 +87,8 @@ def save_llm(folder, model_type, changes, extra=(), dtype=torch.float32, templat
         tokenizer_object=tokens, unk_token="<unk>", bos_token="<s>", eos_token="</s>", extra_special_tokens=list(extra)
     )
     tokenizer.chat_template = template
+    if "<pad>" in extra:
+        tokenizer.pad_token = "<pad>"
     tokenizer.save_pretrained(folder)
     assert len(tokenizer) == VOCABULARY
     return folder
@@ -113,6 +117,7 @@ def test_a_published_llm_sees_and_stays_itself(family, tmp_path, name):
     assert loaded.config.image_token_id == image_token(tokenizer) < loaded.lm_head.out_features
     assert set(tokenizer.extra_special_tokens) >= set(extra)
     assert tokenizer.pad_token == (before.pad_token or "</s>")
+    assert (tokenizer.pad_token == "<pad>") == ("<pad>" in extra)
     generation = GenerationConfig.from_pretrained(tmp_path / "out")
     assert (generation.eos_token_id, generation.temperature, generation.top_p) == ([2, 5], 0.9, 0.6)
 
