@@ -1,11 +1,13 @@
 """What the trainer sees of a multimodal LLM: connector, LLM and head; the frozen tower stays outside."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlavaForConditionalGeneration
+from transformers.utils.generic import maybe_autocast
 
 from encoder.pretraining import length_groups
 from mllm.conversation import IGNORED
@@ -29,6 +31,10 @@ class MultimodalObjective(nn.Module):
         self.image_token_id = model.config.image_token_id
         self._tower: Callable[[Tensor], Tensor] | None = None if cached else tower_tokens(model)
 
+    def activation_checkpointing_enable(self, **options: Any) -> None:
+        """What the trainer calls for `trainer.gradient_checkpointing: true`."""
+        self.llm.activation_checkpointing_enable(**options)
+
     def forward(self, input_ids: Tensor, labels: Tensor, attention_mask: Tensor, images: Tensor) -> dict:
         """Args:
             input_ids, labels, attention_mask: [batch, length].
@@ -40,7 +46,7 @@ class MultimodalObjective(nn.Module):
         if self._tower is not None:
             images = self._tower(images)
         # The tower keeps its own dtype, whatever DeepSpeed makes of the trained parts.
-        image_embeds = self.connector(images.to(next(self.connector.parameters()).dtype))
+        image_embeds = self.connector(images.to(self.connector.linear_1.weight.dtype))
         inputs_embeds = self.llm.get_input_embeddings()(input_ids)
         places = input_ids == self.image_token_id
         count = int(places.sum())
@@ -94,7 +100,8 @@ def next_token_loss(
         trained = following != IGNORED
         states.append(hidden_states[:, :-1][trained])
         targets.append(following[trained])
-    return F.cross_entropy(head(torch.cat(states)).float(), torch.cat(targets))
+    # A head that does not learn keeps its dtype, whatever the LLM before it has.
+    return F.cross_entropy(head(torch.cat(states).to(head.weight.dtype)).float(), torch.cat(targets))
 
 
 def tower_tokens(model: LlavaForConditionalGeneration) -> Callable[[Tensor], Tensor]:
@@ -104,7 +111,9 @@ def tower_tokens(model: LlavaForConditionalGeneration) -> Callable[[Tensor], Ten
     @torch.no_grad()
     def encode(pixel_values: Tensor) -> Tensor:
         tower = model.model.vision_tower.to(pixel_values.device)  # outside the objective, so no one else moves it
-        tokens = tower(pixel_values, output_hidden_states=True).hidden_states[layer]
+        # Without autocast, as it computes when the model is used.
+        with maybe_autocast(pixel_values.device.type, enabled=False):
+            tokens = tower(pixel_values.to(tower.dtype), output_hidden_states=True).hidden_states[layer]
         return tokens if strategy == "full" else tokens[:, 1:]
 
     return encode

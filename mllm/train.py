@@ -1,26 +1,30 @@
 """Trains a multimodal LLM on LLaVA rows: python -m mllm.train mllm/recipes/tiny_align.yaml [key=value ...]
 
-Stage 1 (`trainable: [connector]`) and stage 2 (`trainable: [connector, llm, head]`) are recipes. `init_from` is a
-folder of mllm.assemble or of an earlier stage; the result in `output_dir` is another such folder, and its config names
-the conversation template.
+Stage 1 (`trainable: [connector]`), stage 2 (`trainable: [connector, llm, head]`) and stage 2 by adapters (`lora`) are
+recipes. `init_from` is a folder of mllm.assemble or of an earlier stage; the result in `output_dir` is another such
+folder, in the same dtype, and its config names the conversation template. With `lora` it holds the adapters and the
+connector, and python -m mllm.merge makes such a folder of it.
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoProcessor, LlavaForConditionalGeneration
+from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneration
 
 import encoder  # noqa: F401  registers the vision tower with the Auto classes
 from encoder.lineage import read_parents, start_training, weights_hash
 from mllm.conversation import TEMPLATES
 from mllm.data import ConversationCollator, Conversations, cache_image_tokens, load_rows, without_pictures
+from mllm.lora import add_lora, four_bits, save_adapter
+from mllm.merge import ADAPTER
 from mllm.objective import MultimodalObjective, tower_tokens
 from training.cli import run_cli
 from training.recipes import REQUIRED, Recipe, load_recipe
-from training.trainer import run_training
+from training.trainer import run_training, training_arguments
 
 
 @dataclass
@@ -37,21 +41,62 @@ class MultimodalRecipe(Recipe):
     cache_tokens: bool = field(
         default=False, metadata={"help": "run the frozen tower once on every picture and keep its tokens in memory"}
     )
+    lora: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={
+            "help": "keyword arguments of peft.LoraConfig: adapters on the LLM's linear layers learn, and the whole "
+            "connector; empty: no adapters"
+        },
+    )
+    load_in_4bit: bool = field(
+        default=False, metadata={"help": "QLoRA: the LLM under the adapters is held in NF4 by bitsandbytes"}
+    )
+
+
+def check(recipe: MultimodalRecipe) -> None:
+    """Refuses what cannot be trained.
+
+    Raises:
+        ValueError: no folder to start from, or settings that contradict each other.
+    """
+    if recipe.init_from is None or not (Path(recipe.init_from) / "config.json").is_file():
+        raise ValueError(f"init_from is {recipe.init_from!r}; name a folder made by python -m mllm.assemble.")
+    if (Path(recipe.init_from) / ADAPTER).is_file():
+        raise ValueError(f"init_from is {recipe.init_from!r}, which holds adapters; python -m mllm.merge comes first.")
+    if recipe.lora and recipe.trainable:
+        raise ValueError("With lora the adapters and the connector learn: leave trainable empty.")
+    if recipe.load_in_4bit and not recipe.lora:
+        raise ValueError("load_in_4bit: weights in four bits cannot learn; set lora too.")
+
+
+def load_model(recipe: MultimodalRecipe, device: torch.device) -> LlavaForConditionalGeneration:
+    """The model of `init_from`, tower frozen.
+
+    It has the folder's dtype, and the trainer makes of it what learns float32; DeepSpeed wants all of one dtype and
+    keeps float32 copies itself.
+    """
+    half = torch.bfloat16 if recipe.trainer.get("bf16") else torch.float32
+    options: dict[str, Any] = {"dtype": half if recipe.trainer.get("deepspeed") else "auto"}
+    if recipe.load_in_4bit:
+        options |= {"quantization_config": four_bits(half), "device_map": {"": device}}
+    model = LlavaForConditionalGeneration.from_pretrained(recipe.init_from, **options)
+    model.config.conversation_template = recipe.template  # what ChatModel will speak
+    model.model.vision_tower.requires_grad_(False).eval()
+    return model
 
 
 def main(argv: list[str]) -> None:
     recipe = load_recipe(MultimodalRecipe, argv)
     torch.manual_seed(recipe.trainer.get("seed", 42))
-    if recipe.init_from is None or not (Path(recipe.init_from) / "config.json").is_file():
-        raise ValueError(f"init_from is {recipe.init_from!r}; name a folder made by python -m mllm.assemble.")
+    check(recipe)
+    arguments = training_arguments(recipe)
     rows = load_rows(recipe.data)
     if recipe.blind:
         rows = without_pictures(rows)
-    model = LlavaForConditionalGeneration.from_pretrained(recipe.init_from)
+    model = load_model(recipe, arguments.device)
+    adapter = add_lora(model, recipe.lora) if recipe.lora else None
     processor = AutoProcessor.from_pretrained(recipe.init_from)
     parents = {**read_parents(recipe.init_from), "init_from": weights_hash(recipe.init_from)}
-    model.config.conversation_template = recipe.template  # what ChatModel will speak
-    model.model.vision_tower.requires_grad_(False).eval()
     tower = tower_tokens(model)
 
     def to_pixels(pictures: list[Image.Image]) -> Tensor:
@@ -75,6 +120,11 @@ def main(argv: list[str]) -> None:
     )
 
     def export(folder: Path) -> None:
+        if adapter is not None:
+            return save_adapter(adapter, processor, folder)
+        dtype = AutoConfig.from_pretrained(recipe.init_from).dtype
+        for value in model.parameters():
+            value.data = value.data.to(dtype)
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
 

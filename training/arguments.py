@@ -48,6 +48,8 @@ def muon_learning_rate(recipe: Recipe, arguments: TrainingArguments) -> float | 
         raise ValueError(f"optimizer is {recipe.optimizer!r}; choose one of {', '.join(OPTIMIZERS)}.")
     if recipe.optimizer == "adamw":
         return None
+    if recipe.learning_rates:
+        raise ValueError("learning_rates are AdamW's: use optimizer=adamw with them.")
     if arguments.deepspeed or arguments.fsdp:
         splitter = "DeepSpeed" if arguments.deepspeed else "FSDP"
         raise ValueError(f"optimizer=muon needs whole matrices, which {splitter} splits: use optimizer=adamw with it.")

@@ -32,6 +32,10 @@ class Recipe:
     muon_learning_rate: float = field(
         default=4e-3, metadata={"help": "Muon's, for the matrices; trainer.learning_rate is AdamW's, for the rest"}
     )
+    learning_rates: dict[str, float] = field(
+        default_factory=dict,
+        metadata={"help": "AdamW's own rates for the parameters that start with a prefix, as {connector: 2.0e-5}"},
+    )
     trainable: list[str] = field(
         default_factory=list, metadata={"help": "prefixes of the parameters that learn; empty: all of them"}
     )

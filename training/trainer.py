@@ -21,6 +21,7 @@ from training.callbacks import EMACallback, EpochCallback, PicturesCallback
 from training.checkpoints import check_same_run, discard_incomplete, last_checkpoint, mark_complete, write_run
 from training.dry_run import dry_run
 from training.ema import EMA
+from training.learning_rates import set_learning_rates
 from training.muon import make_muon
 from training.recipes import Recipe
 
@@ -46,9 +47,11 @@ class Trainer(transformers.Trainer):
         keep: int | None = None,
         sampler: Sampler | None = None,
         muon_learning_rate: float | None = None,
+        learning_rates: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        self.learning_rates = learning_rates or {}
         self.sampler = sampler
         self.muon_learning_rate = muon_learning_rate
         self.model_accepts_loss_kwargs = False
@@ -107,10 +110,10 @@ class Trainer(transformers.Trainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW as transformers makes it; with `muon_learning_rate`, Muon and AdamW in one."""
-        if self.muon_learning_rate is None:
-            return super().create_optimizer(model)
+        module = self.model if model is None else model
+        if self.optimizer is None and self.muon_learning_rate is None:
+            set_learning_rates(super().create_optimizer(model), module, self.learning_rates)
         if self.optimizer is None:
-            module = self.model if model is None else model
             self.optimizer = make_muon(
                 module,
                 decaying=self.get_decay_parameter_names(module),
@@ -213,6 +216,8 @@ def run_training(
     output_dir.mkdir(parents=True, exist_ok=True)
     set_trainable(objective, recipe.trainable)
     arguments = training_arguments(recipe)
+    if not arguments.deepspeed:  # which keeps float32 copies of what learns
+        learn_in_float32(objective)
     muon_rate = muon_learning_rate(recipe, arguments)
     if recipe.ema_half_life and (arguments.fsdp or is_deepspeed_zero3_enabled()):
         raise ValueError(
@@ -240,6 +245,7 @@ def run_training(
         keep=keep,
         sampler=None if sampler is None else sampler(arguments.world_size),
         muon_learning_rate=muon_rate,
+        learning_rates=recipe.learning_rates,
     )
     if trainer.is_world_process_zero():
         discard_incomplete(output_dir)
@@ -271,3 +277,10 @@ def set_trainable(objective: nn.Module, prefixes: list[str]) -> None:
             raise ValueError(f"trainable: no parameter starts with {prefix!r}; the modules are {groups}.")
     for name, value in objective.named_parameters():
         value.requires_grad_(name.startswith(tuple(prefixes)))
+
+
+def learn_in_float32(objective: nn.Module) -> None:
+    """Makes what learns float32: bfloat16 has 8 bits, and AdamW's small steps would be rounded away."""
+    for value in objective.parameters():
+        if value.requires_grad:
+            value.data = value.data.float()
