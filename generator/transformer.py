@@ -25,6 +25,7 @@ from generator.layers import (
     signed,
     sincos_table,
 )
+from generator.tokens import TokenSpace
 
 # encoder and head: width, depth, heads. S and XL are RAE's; B and L are LightningDiT's encoders with RAE's head.
 # fmt: off
@@ -37,11 +38,11 @@ PRESETS: dict[str, dict] = {
     "XL": {"hidden_size": (1152, 2048), "num_layers": (28, 2), "num_attention_heads": (16, 16)},
 }
 # fmt: on
-# Of a direction's variance, where normalised tokens have 1 on average: near t = 0 an empty one would ask for 1 / t.
-VARIANCE_FLOOR = 1e-3
+PREDICTIONS = ("velocity", "x")
+EARLIEST_TIMESTEP = 0.05  # JiT's floor (arXiv 2511.13720): a velocity made of clean tokens is divided by the time
 
 
-class DiTDHTransformer2DModel(BuffersKeepDtype, ModelMixin, ConfigMixin):
+class DiTDHTransformer2DModel(BuffersKeepDtype, TokenSpace, ModelMixin, ConfigMixin):
     """Velocity of flow matching in token space; conditioned on a class label or on a text.
 
     Exactly one of `num_classes` and `text_hidden_size` is given. A label enters through adaLN. A text enters as tokens
@@ -60,6 +61,7 @@ class DiTDHTransformer2DModel(BuffersKeepDtype, ModelMixin, ConfigMixin):
         statistics_per_position: token statistics are [channels, height, width] (RAE) instead of per channel.
         linear_velocity: the best velocity that is linear in a token, known from the tokens' covariance, is added to the
             output, so that the network learns only what is beyond it; see `linear_part`.
+        prediction: what the network gives: the velocity, or clean tokens (x) of which the velocity is made.
 
     Buffers (statistics, Fourier and position tables) are float32 whatever the dtype of the weights, and stay so under
     `.to(dtype)`, `.bfloat16()` and from_pretrained(torch_dtype=...).
@@ -93,6 +95,7 @@ class DiTDHTransformer2DModel(BuffersKeepDtype, ModelMixin, ConfigMixin):
         position_frequencies: Sequence[float] = OPENVISION_FREQUENCIES,
         statistics_per_position: bool = False,
         linear_velocity: bool = False,
+        prediction: str = "velocity",
     ):
         super().__init__()
         self._check_config()
@@ -119,12 +122,9 @@ class DiTDHTransformer2DModel(BuffersKeepDtype, ModelMixin, ConfigMixin):
 
         if absolute_positions:
             self.register_buffer("pos_embed", self._sincos(*self.grid)[None])
-        statistics_shape = (in_channels, *self.grid) if statistics_per_position else (in_channels, 1, 1)
-        self.register_buffer("token_mean", torch.zeros(statistics_shape, dtype=torch.float32))
-        self.register_buffer("token_std", torch.ones(statistics_shape, dtype=torch.float32))
-        if linear_velocity:  # until set_covariance, tokens count as white: variance 1 in every direction
-            self.register_buffer("token_directions", torch.eye(in_channels, dtype=torch.float32))
-            self.register_buffer("token_variances", torch.ones(in_channels, dtype=torch.float32))
+        self.register_statistics((in_channels, *self.grid) if statistics_per_position else (in_channels, 1, 1))
+        if linear_velocity:
+            self.register_axes(in_channels)
         if rope:
             for part, name in enumerate(("encoder", "head")):
                 cos, sin = rotary_table(*self.grid, hidden_size[part] // num_attention_heads[part])
@@ -160,6 +160,8 @@ class DiTDHTransformer2DModel(BuffersKeepDtype, ModelMixin, ConfigMixin):
             raise ValueError(f"feed_forward is {config.feed_forward!r}: choose swiglu or gelu.")
         if config.norm not in ("rms", "layer"):
             raise ValueError(f"norm is {config.norm!r}: choose rms or layer.")
+        if config.prediction not in PREDICTIONS:
+            raise ValueError(f"prediction is {config.prediction!r}: choose {' or '.join(PREDICTIONS)}.")
 
     def _init_weights(self) -> None:
         """PyTorch's default, but: embeddings normal or Xavier; adaLN and output zero: the blocks add nothing at first.
@@ -183,40 +185,13 @@ class DiTDHTransformer2DModel(BuffersKeepDtype, ModelMixin, ConfigMixin):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def normalize(self, image_tokens: Tensor) -> Tensor:
-        """Raw image tokens on their grid [batch, channels, height, width] -> mean 0, variance 1 (stored statistics)."""
-        return (image_tokens - self.token_mean) / self.token_std
-
-    def denormalize(self, hidden_states: Tensor) -> Tensor:
-        """The inverse of normalize."""
-        return hidden_states * self.token_std + self.token_mean
-
-    def set_statistics(self, mean: Tensor, std: Tensor) -> None:
-        """Stores token statistics: [channels], or [channels, height, width] where they are per position."""
-        self.token_mean.copy_(mean.reshape(self.token_mean.shape))
-        self.token_std.copy_(std.reshape(self.token_std.shape))
-
-    def set_covariance(self, covariance: Tensor) -> None:
-        """Stores the principal axes of normalised tokens, from their covariance [channels, channels]."""
-        variances, directions = torch.linalg.eigh(covariance)
-        self.token_directions.copy_(directions)
-        self.token_variances.copy_(variances.clamp(min=VARIANCE_FLOOR))
-
-    def linear_part(self, hidden_states: Tensor, timestep: Tensor) -> Tensor:
-        """The velocity that is best among those linear in each token, shaped like hidden_states.
-
-        Along an axis of variance s it is (t - s (1 - t)) / (t^2 + s (1 - t)^2) noisy: exact for Gaussian tokens.
-        Image tokens fill few of their axes (the tiny encoder's 60 of 192): on the rest the velocity is noisy / t, which
-        a narrow network otherwise spends its first hundreds of steps and half its width on.
-        """
-        time = timestep.float()[:, None, None]
-        signal = self.token_variances * (1 - time)
-        gain = (time - signal) / (time.square() + signal * (1 - time))
-        directions = self.token_directions
-        tokens = hidden_states.float().flatten(2).transpose(1, 2)
-        with torch.autocast(tokens.device.type, enabled=False):  # else its products are bfloat16's whatever was cast
-            velocity = (tokens @ directions * gain) @ directions.T
-        return velocity.transpose(1, 2).unflatten(2, hidden_states.shape[-2:]).to(hidden_states.dtype)
+    def _velocity(self, output: Tensor, noisy: Tensor, timestep: Tensor) -> Tensor:
+        """The network's output, shaped like noisy, as a velocity; beyond the linear part where there is one."""
+        linear = self.linear_part(noisy, timestep) if self.config.linear_velocity else None
+        if self.config.prediction == "velocity":
+            return output if linear is None else output + linear
+        time = timestep.float().clamp(min=EARLIEST_TIMESTEP)[:, None, None, None].to(noisy.dtype)
+        return (noisy - output) / time if linear is None else linear - output / time
 
     def _sincos(self, height: int, width: int) -> Tensor:
         return sincos_table(height, width, self.config.hidden_size[0], self.config.position_frequencies)
@@ -304,7 +279,6 @@ class DiTDHTransformer2DModel(BuffersKeepDtype, ModelMixin, ConfigMixin):
         rotary = self._rotary(1, grid)
         for block in self.blocks[num_encoder:]:
             head = self._run(block, head, context, rotary, None)
-        velocity = self.final_layer(head, context).transpose(1, 2).unflatten(2, grid).to(hidden_states.dtype)
-        if self.config.linear_velocity:
-            velocity = velocity + self.linear_part(hidden_states, timestep)
+        output = self.final_layer(head, context).transpose(1, 2).unflatten(2, grid).to(hidden_states.dtype)
+        velocity = self._velocity(output, hidden_states, timestep)
         return Transformer2DModelOutput(sample=velocity) if return_dict else (velocity,)

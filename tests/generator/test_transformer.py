@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from generator import DiTDHTransformer2DModel
+from generator.flow import sample
 from generator.layers import ffn_width, rotary_table
 
 SMALL = {
@@ -151,6 +152,7 @@ def test_buffers_stay_float32_whatever_the_weights_are(tmp_path, dtype):
     ("options", "words"),
     [({}, "either num_classes or text_hidden_size"),
      ({"num_classes": 3, "norm": "batch"}, "choose rms or layer"),
+     ({"num_classes": 3, "prediction": "noise"}, "choose velocity or x"),
      ({"num_classes": 3, "num_attention_heads": (3, 2)}, "take a multiple of 4")],
 )  # fmt: skip
 def test_refusals(options, words):
@@ -194,3 +196,23 @@ def test_a_new_model_gives_the_linear_part_alone():
         assert torch.equal(velocity, model.linear_part(noisy, time))  # gains reach 1 / t: float32 all the same
     plain = DiTDHTransformer2DModel.preset("S", in_channels=8, sample_size=2, num_classes=3)
     assert not plain.config.linear_velocity and "token_directions" not in plain.state_dict()
+
+
+@pytest.mark.parametrize("linear_velocity", [False, True])
+def test_predicting_x_the_velocity_is_made_of_clean_tokens(linear_velocity):
+    """What the network gives, put in by hand: its bias alone, so that the clean tokens are known."""
+    options = {**SMALL, "num_classes": 3, "linear_velocity": linear_velocity}
+    model = DiTDHTransformer2DModel(**options, prediction="x")
+    clean = torch.arange(8.0)
+    model.final_layer.linear.bias.data.copy_(clean)
+    noisy, time = torch.randn(3, 8, 4, 4), torch.tensor([1.0, 0.5, 0.01])
+    velocity = model(hidden_states=noisy, timestep=time, class_labels=torch.tensor([0, 1, 2])).sample
+    floored = torch.tensor([1.0, 0.5, 0.05])[:, None, None, None]
+    if linear_velocity:  # what the network says is added to the tokens that the linear part points at
+        expected = model.linear_part(noisy, time) - clean[:, None, None] / floored
+    else:
+        expected = (noisy - clean[:, None, None]) / floored
+    assert torch.allclose(velocity, expected, atol=1e-5)
+    if not linear_velocity:  # so samplers arrive there
+        drawn = sample(model, noisy, [1.0, 0.6, 0.3, 0.0], class_labels=torch.tensor([0, 1, 2]))
+        assert torch.allclose(drawn, clean[:, None, None].expand_as(drawn), atol=1e-5)
