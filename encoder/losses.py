@@ -31,22 +31,42 @@ def contrastive_loss(image_features: Tensor, text_features: Tensor, logit_scale:
     return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
 
 
-def caption_loss(hidden_states: Tensor, head: nn.Linear, labels: Tensor, chunk: int = CAPTION_CHUNK) -> Tensor:
+def caption_loss(
+    hidden_states: Tensor, head: nn.Linear, labels: Tensor, chunk: int = CAPTION_CHUNK, count: Tensor | None = None
+) -> Tensor:
     """Mean cross-entropy over the labelled positions, without holding all logits at once.
 
     Args:
         hidden_states: [..., hidden_size], the row of token i predicting label i.
         labels: [...], -100 where nothing is predicted.
+        count: what the sum is divided by; None: the number of labelled positions, as `caption_count` has it.
     """
-    rows = labels != -100
-    states, targets = hidden_states[rows], labels[rows]
+    states, targets = hidden_states.reshape(-1, hidden_states.shape[-1]), labels.reshape(-1)
+    if count is None:
+        count = mean_over_processes(caption_count(labels))
+    if labels.device.type == "cpu":  # elsewhere shapes stay static: nothing waits for the device or is compiled anew
+        states, targets = states[targets != -100], targets[targets != -100]
 
     def summed(part: Tensor, target: Tensor) -> Tensor:
-        return F.cross_entropy(head(part).float(), target, reduction="sum")
+        return F.cross_entropy(head(part).float(), target, ignore_index=-100, reduction="sum")
 
     parts = zip(states.split(chunk), targets.split(chunk), strict=True)
     if states.shape[0] <= chunk:
         total = summed(states, targets)
     else:
         total = torch.stack([checkpoint(summed, part, target, use_reentrant=False) for part, target in parts]).sum()
-    return total / max(targets.numel(), 1)
+    return total / count.clamp(min=1e-6)  # 0 / 1e-6 where nothing is predicted
+
+
+def caption_count(labels: Tensor) -> Tensor:
+    """How many positions have a label: a float scalar."""
+    return (labels != -100).sum().float()
+
+
+def mean_over_processes(value: Tensor) -> Tensor:
+    """The mean of a scalar. Sums divided by it have, averaged over processes as by DDP, the whole batch's gradient."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        value = value.clone()
+        dist.all_reduce(value)
+        value = value / dist.get_world_size()
+    return value

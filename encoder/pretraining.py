@@ -11,9 +11,10 @@ from torch.nn import functional as F
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
+from encoder.accumulation import WholeStep
 from encoder.decoder import DECODER_PRESETS, LatentDecoder
 from encoder.layers import StrictLoading
-from encoder.losses import caption_loss, contrastive_loss
+from encoder.losses import caption_count, caption_loss, contrastive_loss
 from encoder.model import OpenVision3Config, OpenVision3Model
 from encoder.text import TEXT_PRESETS, CaptionDecoder, OpenVision3TextConfig, TextEncoder
 
@@ -118,15 +119,25 @@ class OpenVision3PreTrainingConfig(PretrainedConfig):
 def length_groups(attention_mask: Tensor) -> list[tuple[Tensor, int]]:
     """Rows of like length together, so that short texts are not padded to the longest of the batch.
 
+    On the CPU only: an accelerator wants static shapes, and would be waited for to learn the lengths. There, all rows
+    are one group.
+
     Args:
         attention_mask: [batch, length], 1 on the text, padding on the right.
 
     Returns:
         (row numbers, length of their longest text) for each of at most TEXT_GROUPS groups; every row is in one.
     """
+    if attention_mask.device.type != "cpu":
+        return [(torch.arange(attention_mask.shape[0], device=attention_mask.device), attention_mask.shape[1])]
     lengths = attention_mask.sum(dim=1)
     groups = lengths.argsort(stable=True).chunk(TEXT_GROUPS)
     return [(rows, int(lengths[rows[-1]])) for rows in groups]
+
+
+def caption_labels(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """[batch, length - 1]: the token that follows each one, -100 where that is padding."""
+    return input_ids[:, 1:].masked_fill(attention_mask[:, 1:] == 0, -100)
 
 
 @dataclass
@@ -146,6 +157,7 @@ class OpenVision3ForPreTraining(StrictLoading, PreTrainedModel):
     main_input_name = "latents"
     accepts_loss_kwargs = False
     _supports_sdpa = True
+    supports_gradient_checkpointing = True
 
     def __init__(self, config: OpenVision3PreTrainingConfig) -> None:
         super().__init__(config)
@@ -167,6 +179,28 @@ class OpenVision3ForPreTraining(StrictLoading, PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Each part has initialised itself."""
 
+    def logit_scale(self) -> Tensor:
+        """The factor of the cosines in contrast: a scalar, clamped where the config says so."""
+        scale = self.log_scale.exp()
+        return scale if self.config.logit_scale_max is None else scale.clamp(max=self.config.logit_scale_max)
+
+    def _text_features(self, input_ids: Tensor, attention_mask: Tensor, groups: list[tuple[Tensor, int]]) -> Tensor:
+        parts = [
+            self.text_encoder(input_ids[rows, :length], attention_mask[rows, :length]).pooler_output
+            for rows, length in groups
+        ]
+        return torch.cat(parts)[torch.cat([rows for rows, _ in groups]).argsort()]
+
+    def features(self, latents: Tensor, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
+        """What contrast sees of a batch: image_features, text_features [batch, projection_dim] and logit_scale; and
+        caption_count, the number of positions that the caption loss is a mean over."""
+        return {
+            "image_features": self.encoder(latents=latents).pooler_output,
+            "text_features": self._text_features(input_ids, attention_mask, length_groups(attention_mask)),
+            "logit_scale": self.logit_scale(),
+            "caption_count": caption_count(caption_labels(input_ids, attention_mask)),
+        }
+
     def forward(
         self,
         latents: Tensor,
@@ -175,6 +209,7 @@ class OpenVision3ForPreTraining(StrictLoading, PreTrainedModel):
         pixel_values: Tensor | None = None,
         decode_latents: Callable[[Tensor], Tensor] | None = None,
         measure_gradients: bool = False,
+        whole_step: WholeStep | None = None,
     ) -> PreTrainingOutput:
         """One step's losses.
 
@@ -186,6 +221,7 @@ class OpenVision3ForPreTraining(StrictLoading, PreTrainedModel):
                 pixel loss is computed on a random `pixel_loss_fraction` of the rows.
             measure_gradients: also report, as `gradient/name`, the norm of each weighted term's gradient on the image
                 tokens: which loss the encoder listens to.
+            whole_step: this is one of several micro-batches, contrasted with all of them (see encoder.accumulation).
 
         Raises:
             ValueError: `decode_latents` without `pixel_values`.
@@ -209,21 +245,19 @@ class OpenVision3ForPreTraining(StrictLoading, PreTrainedModel):
             rows = torch.randperm(latents.shape[0])[:count].to(latents.device)
             raw["pixel"] = F.l1_loss(decode_latents(decoded[rows]), pixel_values[rows])
             weights["pixel"] = config.reconstruction_weight
-        labels = input_ids[:, 1:].masked_fill(attention_mask[:, 1:] == 0, -100)
-        states, targets, text_features, order = [], [], [], []
-        for rows, length in length_groups(attention_mask):
-            tokens, mask, label = input_ids[rows, :length], attention_mask[rows, :length], labels[rows, : length - 1]
-            hidden_states = self.caption_decoder.hidden_states(image_tokens[rows], tokens[:, :-1])
-            states.append(hidden_states[label != -100])
-            targets.append(label[label != -100])
-            text_features.append(self.text_encoder(tokens, mask).pooler_output)
-            order.append(rows)
-        raw["caption"] = caption_loss(torch.cat(states), self.caption_decoder.head, torch.cat(targets))
-        text_features = torch.cat(text_features)[torch.cat(order).argsort()]
-        scale = self.log_scale.exp()
-        if config.logit_scale_max is not None:
-            scale = scale.clamp(max=config.logit_scale_max)
-        raw["contrastive"] = contrastive_loss(encoded.pooler_output, text_features, scale)
+        groups = length_groups(attention_mask)
+        labels = caption_labels(input_ids, attention_mask)
+        states, targets = [], []
+        for rows, length in groups:
+            hidden_states = self.caption_decoder.hidden_states(image_tokens[rows], input_ids[rows, : length - 1])
+            states.append(hidden_states.flatten(0, 1))
+            targets.append(labels[rows, : length - 1].flatten())
+        count = None if whole_step is None else whole_step.caption_count
+        raw["caption"] = caption_loss(torch.cat(states), self.caption_decoder.head, torch.cat(targets), count=count)
+        text_features = self._text_features(input_ids, attention_mask, groups)
+        scale = self.logit_scale()
+        contrast = contrastive_loss if whole_step is None else whole_step.contrastive_loss
+        raw["contrastive"] = contrast(encoded.pooler_output, text_features, scale)
         loss = sum(weights[name] * value for name, value in raw.items())
         losses = {name: value.detach() for name, value in raw.items()}
         losses.update({f"weighted/{name}": weights[name] * value.detach() for name, value in raw.items()})
