@@ -5,6 +5,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 # Flax's default, which the released weights were trained with (open_clip config: norm_kwargs.eps).
 LAYER_NORM_EPS = 1e-6
@@ -28,7 +29,7 @@ class Attention(nn.Module):
         return self.out(mixed.transpose(1, 2).reshape(batch, length, width))
 
 
-class Block(nn.Module):
+class Block(GradientCheckpointingLayer):
     """x + attention(norm(x)), then x + mlp(norm(x)); `approximate` is GELU's ("none" for vision, "tanh" for text)."""
 
     def __init__(self, hidden_size: int, num_heads: int, intermediate_size: int, approximate: str = "none") -> None:

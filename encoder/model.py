@@ -108,6 +108,7 @@ class OpenVision3Model(StrictLoading, PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     _supports_sdpa = True
+    supports_gradient_checkpointing = True
     _no_split_modules = ["Block"]
 
     def __init__(self, config: OpenVision3Config) -> None:

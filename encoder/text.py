@@ -54,6 +54,7 @@ class TextEncoder(StrictLoading, PreTrainedModel):
     config_class = OpenVision3TextConfig
     base_model_prefix = "text_encoder"
     _supports_sdpa = True
+    supports_gradient_checkpointing = True
 
     def __init__(self, config: OpenVision3TextConfig) -> None:
         super().__init__(config)

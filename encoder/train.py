@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from encoder.accumulation import WholeStep, share_step
 from encoder.autoencoder import OpenVision3Autoencoder
 from encoder.data import CachedPairs, DistinctSampler, load_cached, vae_hash
 from encoder.images import picture_grid, to_pil
@@ -75,7 +76,19 @@ class PreTrainingObjective(nn.Module):
     def _decode(self, latents: Tensor) -> Tensor:
         return decode(self._vae[0].to(latents.device), latents)
 
-    def forward(self, latents: Tensor, pixels: Tensor, input_ids: Tensor, attention_mask: Tensor) -> dict:
+    def forward(
+        self,
+        latents: Tensor,
+        pixels: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        whole_step: WholeStep | None = None,
+        features_only: bool = False,
+    ) -> dict:
+        """The losses of a batch, or with `features_only` what the first of two passes needs of a micro-batch: there it
+        is an argument and no method, since DDP, DeepSpeed and autocast wrap the forward call alone."""
+        if features_only:
+            return self.model.features(latents, input_ids, attention_mask)
         with_pixels = self.model.config.pixel_loss_fraction > 0
         measure_gradients = self.training and self._steps % GRADIENT_STEPS == 0
         self._steps += self.training
@@ -86,6 +99,7 @@ class PreTrainingObjective(nn.Module):
             pixel_values=pixels.float() / 127.5 - 1.0 if with_pixels else None,
             decode_latents=self._decode if with_pixels else None,
             measure_gradients=measure_gradients,
+            whole_step=whole_step,
         )
         return {"loss": output.loss, "losses": output.losses}
 
@@ -125,6 +139,7 @@ def main(argv: list[str]) -> None:
     tokenizer = load_tokenizer(recipe.tokenizer)
     model = build_model(recipe, len(tokenizer), cache["pixels"].shape[-1])
     batch_size = recipe.trainer.get("per_device_train_batch_size", 8)
+    batch_size *= recipe.trainer.get("gradient_accumulation_steps", 1)
     shown = cache["latents"][:16].float()
 
     def sample_pictures() -> Image.Image:
@@ -139,8 +154,6 @@ def main(argv: list[str]) -> None:
         OpenVision3Autoencoder.from_pretraining(model, vae).save_pretrained(folder / "autoencoder")
         tokenizer.save_pretrained(folder / "autoencoder" / "tokenizer")
 
-    if not recipe.dry_run:
-        start_training(recipe.output_dir, {"vae": vae_hash(vae)})
     run_training(
         PreTrainingObjective(model, vae),
         CachedPairs(cache, seed, recipe.last_caption_probability),
@@ -149,6 +162,8 @@ def main(argv: list[str]) -> None:
         sampler=lambda world_size: DistinctSampler(cache["descriptions"], batch_size * world_size, seed),
         export=export,
         sample_pictures=sample_pictures,
+        share_step=share_step,
+        start=lambda: start_training(recipe.output_dir, {"vae": vae_hash(vae)}),
     )
 
 

@@ -225,14 +225,13 @@ def main(argv: list[str]) -> None:
         recipe.last_caption_probability,
         recipe.num_classes,
     )
-    if not recipe.dry_run:
-        start_training(recipe.output_dir, {"encoder": encoder_hash})
     run_training(
         FlowObjective(transformer, shift, autoencoder, text_encoder),
         dataset,
         recipe,
         collate=Collator(tokenizer, limit, states),
         sample_pictures=sample_pictures,
+        start=lambda: start_training(recipe.output_dir, {"encoder": encoder_hash}),
         export=pipeline.save_pretrained,
     )
 

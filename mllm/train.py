@@ -128,13 +128,12 @@ def main(argv: list[str]) -> None:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
 
-    if not recipe.dry_run:
-        start_training(recipe.output_dir, parents)
     run_training(
         MultimodalObjective(model, cached=recipe.cache_tokens),
         dataset,
         recipe,
         collate=ConversationCollator(processor.tokenizer.pad_token_id, dummy_shape),
+        start=lambda: start_training(recipe.output_dir, parents),
         export=export,
     )
 

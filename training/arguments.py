@@ -12,7 +12,11 @@ OPTIMIZERS = ("adamw", "muon")
 
 
 def training_arguments(recipe: Recipe) -> TrainingArguments:
-    """The recipe's `trainer` block as TrainingArguments, with what every run here needs set."""
+    """The recipe's `trainer` block as TrainingArguments, with what every run here needs set.
+
+    Raises:
+        ValueError: a key is unknown or set by the trainer itself, or one process would drive several GPUs.
+    """
     fixed = {"output_dir": recipe.output_dir, "remove_unused_columns": False, "logging_nan_inf_filter": False}
     for key in fixed.keys() & recipe.trainer.keys():
         raise ValueError(f"trainer.{key} is set by the trainer itself; remove it from the recipe.")
@@ -33,9 +37,26 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
             port = str(probe.getsockname()[1])
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     try:
-        return TrainingArguments(**settings)
+        arguments = TrainingArguments(**settings)
     except TypeError as error:
         raise ValueError(f"The trainer block of the recipe is not accepted: {error}.") from error
+    if arguments.n_gpu > 1:
+        raise ValueError(
+            f"One process sees {arguments.n_gpu} GPUs, and DataParallel, which transformers would use, contrasts and "
+            f"averages over parts of a batch: start with torchrun --nproc-per-node {arguments.n_gpu} -m ..., or with "
+            "CUDA_VISIBLE_DEVICES=0."
+        )
+    return arguments
+
+
+def uses_fsdp(arguments: TrainingArguments) -> bool:
+    """Whether FSDP splits the parameters: by the recipe, or by `accelerate launch` through the environment."""
+    return bool(arguments.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
+def uses_deepspeed(arguments: TrainingArguments) -> bool:
+    """The same of DeepSpeed, at any stage."""
+    return bool(arguments.deepspeed) or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
 
 
 def muon_learning_rate(recipe: Recipe, arguments: TrainingArguments) -> float | None:
@@ -49,8 +70,8 @@ def muon_learning_rate(recipe: Recipe, arguments: TrainingArguments) -> float | 
     if recipe.optimizer == "adamw":
         return None
     if recipe.learning_rates:
-        raise ValueError("learning_rates are AdamW's: use optimizer=adamw with them.")
-    if arguments.deepspeed or arguments.fsdp:
-        splitter = "DeepSpeed" if arguments.deepspeed else "FSDP"
+        raise ValueError("learning_rates are AdamW\'s: use optimizer=adamw with them.")
+    if uses_deepspeed(arguments) or uses_fsdp(arguments):
+        splitter = "DeepSpeed" if uses_deepspeed(arguments) else "FSDP"
         raise ValueError(f"optimizer=muon needs whole matrices, which {splitter} splits: use optimizer=adamw with it.")
     return recipe.muon_learning_rate

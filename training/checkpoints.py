@@ -48,30 +48,34 @@ def mark_complete(folder: str | Path, keep: int | None) -> None:
         shutil.rmtree(old)
 
 
-def write_run(folder: Path, arguments: TrainingArguments) -> None:
-    """Notes in a checkpoint what a resumed training must share with this one to see the same batches."""
-    (folder / RUN_FILE).write_text(json.dumps(_run(arguments)))
+def write_run(folder: Path, arguments: TrainingArguments, muon_learning_rate: float | None) -> None:
+    """Notes in a checkpoint what a resumed training must share with this one to take the same steps."""
+    (folder / RUN_FILE).write_text(json.dumps(_run(arguments, muon_learning_rate)))
 
 
-def check_same_run(folder: Path, arguments: TrainingArguments) -> None:
-    """Refuses to go on where the batches would be others.
+def check_same_run(folder: Path, arguments: TrainingArguments, muon_learning_rate: float | None) -> None:
+    """Refuses to go on where the batches would be others, or the learning rate would be the checkpoint's in silence.
 
     Raises:
-        ValueError: the checkpoint was written by another number of processes, batch size, accumulation or seed.
+        ValueError: the checkpoint was written by another number of processes, batch size, accumulation, seed, optimizer
+            or learning rate.
     """
-    then, now = json.loads((folder / RUN_FILE).read_text()), _run(arguments)
+    then, now = json.loads((folder / RUN_FILE).read_text()), _run(arguments, muon_learning_rate)
     for name, value in now.items():
-        if then[name] != value:
+        if then.get(name, value) != value:
             raise ValueError(
-                f"{folder} was written with {name} = {then[name]} and this run has {value}, so that it would see other "
-                f"batches: go on with {then[name]}, or choose another output_dir."
+                f"{folder} was written with {name} = {then[name]} and this run has {value}, so that its steps would be "
+                f"others: go on with {then[name]}, or choose another output_dir."
             )
 
 
-def _run(arguments: TrainingArguments) -> dict[str, int]:
+def _run(arguments: TrainingArguments, muon_learning_rate: float | None) -> dict[str, int | float | str | None]:
     return {
         "number of processes": arguments.world_size,
         "trainer.per_device_train_batch_size": arguments.per_device_train_batch_size,
         "trainer.gradient_accumulation_steps": arguments.gradient_accumulation_steps,
         "trainer.seed": arguments.seed,
+        "optimizer": "adamw" if muon_learning_rate is None else "muon",
+        "trainer.learning_rate": arguments.learning_rate,
+        "muon_learning_rate": muon_learning_rate,
     }

@@ -16,12 +16,13 @@ from transformers import TrainerCallback, TrainerState
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer import TRAINER_STATE_NAME
 
-from training.arguments import muon_learning_rate, training_arguments
+from training.arguments import muon_learning_rate, training_arguments, uses_deepspeed, uses_fsdp
 from training.callbacks import EMACallback, EpochCallback, PicturesCallback
 from training.checkpoints import check_same_run, discard_incomplete, last_checkpoint, mark_complete, write_run
 from training.dry_run import dry_run
 from training.ema import EMA
 from training.learning_rates import set_learning_rates
+from training.modules import enable_checkpointing, kernel_names, learn_in_float32, set_trainable
 from training.muon import make_muon
 from training.recipes import Recipe
 
@@ -48,10 +49,12 @@ class Trainer(transformers.Trainer):
         sampler: Sampler | None = None,
         muon_learning_rate: float | None = None,
         learning_rates: dict[str, float] | None = None,
+        share_step: Callable[[nn.Module, list[dict]], list[dict]] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.learning_rates = learning_rates or {}
+        self.share_step = share_step
         self.sampler = sampler
         self.muon_learning_rate = muon_learning_rate
         self.model_accepts_loss_kwargs = False
@@ -62,6 +65,13 @@ class Trainer(transformers.Trainer):
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         return super()._get_train_sampler(train_dataset) if self.sampler is None else self.sampler
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
+        """The micro-batches of one step; a loss that is no mean over them sees them together first."""
+        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.share_step is not None and len(batches) > 1:
+            batches = self.share_step(self.model_wrapped, [self._prepare_inputs(batch) for batch in batches])
+        return batches, count
 
     # --- losses -------------------------------------------------------------------------------------------------
 
@@ -75,8 +85,8 @@ class Trainer(transformers.Trainer):
         self._keys = inputs.pop("keys", [])
         outputs = model(**inputs)
         terms = {"total": outputs["loss"].detach(), **outputs["losses"]}
-        bad = [name for name, value in terms.items() if not torch.isfinite(value).all()]
-        if bad:
+        if not torch.stack([value.float() for value in terms.values()]).isfinite().all():  # one wait for the device
+            bad = [name for name, value in terms.items() if not torch.isfinite(value)]
             raise NonFiniteError(
                 f"Step {self.state.global_step + 1}: {', '.join(bad)} is not finite "
                 f"(samples {', '.join(map(str, self._keys[:8])) or 'unnamed'})."
@@ -105,8 +115,7 @@ class Trainer(transformers.Trainer):
         super().log(logs, start_time)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Weight decay on matrices only: no bias, gain, temperature or learned vector decays."""
-        return [name for name, value in model.named_parameters() if value.ndim >= 2]
+        return kernel_names(model)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW as transformers makes it; with `muon_learning_rate`, Muon and AdamW in one."""
@@ -142,9 +151,9 @@ class Trainer(transformers.Trainer):
         """Checks that a checkpoint is this recipe's, and reads what neither transformers nor DeepSpeed would.
 
         Raises:
-            ValueError: it was written with other trainable parameters or would see other batches.
+            ValueError: it was written with other trainable parameters, or the run is another (see check_same_run).
         """
-        check_same_run(folder, self.args)
+        check_same_run(folder, self.args, self.muon_learning_rate)
         with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
             odd = sorted(set(file.keys()) ^ set(self._trainable()))
         if odd:
@@ -177,7 +186,7 @@ class Trainer(transformers.Trainer):
         super()._save_checkpoint(model, trial)
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
-            write_run(folder, self.args)
+            write_run(folder, self.args, self.muon_learning_rate)
             if self.ema is not None:
                 save_file(self.ema.state_dict(), folder / EMA_FILE)
         self.accelerator.wait_for_everyone()
@@ -197,6 +206,8 @@ def run_training(
     export: Callable[[Path], None],
     sample_pictures: Callable[[], Image.Image] | None = None,
     sampler: Callable[[int], Sampler] | None = None,
+    share_step: Callable[[nn.Module, list[dict]], list[dict]] | None = None,
+    start: Callable[[], None] | None = None,
 ) -> None:
     """Trains `objective` on a map-style `dataset` by `recipe`; resumes by itself; exports into `output_dir`.
 
@@ -206,6 +217,9 @@ def run_training(
         export: called as `export(output_dir)` in the first process at the end, averaged weights in place.
         sample_pictures: returns a picture grid for `samples/`; called without gradients in eval mode.
         sampler: world_size -> the order of samples, for all processes together; None: shuffled anew every epoch.
+        share_step: wrapped objective, the batches of one step -> these batches with what each must know of the others;
+            called where gradient_accumulation_steps is more than 1 and the loss no mean over micro-batches.
+        start: called once the recipe is accepted, before anything is trained; not in a dry run.
 
     Raises:
         NonFiniteError: a loss or gradient is not finite.
@@ -216,16 +230,22 @@ def run_training(
     output_dir.mkdir(parents=True, exist_ok=True)
     set_trainable(objective, recipe.trainable)
     arguments = training_arguments(recipe)
-    if not arguments.deepspeed:  # which keeps float32 copies of what learns
+    if not uses_deepspeed(arguments):  # which keeps float32 copies of what learns
         learn_in_float32(objective)
     muon_rate = muon_learning_rate(recipe, arguments)
-    if recipe.ema_half_life and (arguments.fsdp or is_deepspeed_zero3_enabled()):
+    if recipe.ema_half_life and (uses_fsdp(arguments) or is_deepspeed_zero3_enabled()):
         raise ValueError(
             "ema_half_life needs whole parameters, which ZeRO-3 and FSDP split: use ZeRO-2, or ema_half_life=0."
         )
+    if arguments.activation_checkpointing:
+        enable_checkpointing(objective, arguments.activation_checkpointing_kwargs)
+        # done: the Trainer would ask it of the objective, a plain module
+        arguments.activation_checkpointing = arguments.gradient_checkpointing = False
     if recipe.dry_run:
         print(dry_run(objective, dataset, arguments, collate))
         return
+    if start is not None:
+        start()
     objective.to(arguments.device)  # before EMA, whose averages lie where the parameters are when it is made
     ema = EMA(objective, recipe.ema_half_life) if recipe.ema_half_life else None
     callbacks: list[TrainerCallback] = [EpochCallback(dataset)]
@@ -246,6 +266,7 @@ def run_training(
         sampler=None if sampler is None else sampler(arguments.world_size),
         muon_learning_rate=muon_rate,
         learning_rates=recipe.learning_rates,
+        share_step=share_step,
     )
     if trainer.is_world_process_zero():
         discard_incomplete(output_dir)
@@ -264,23 +285,3 @@ def run_training(
             with ema.applied():
                 export(output_dir)
     trainer.accelerator.wait_for_everyone()
-
-
-def set_trainable(objective: nn.Module, prefixes: list[str]) -> None:
-    """Freezes everything but the parameters that start with one of `prefixes`; an empty list changes nothing."""
-    if not prefixes:
-        return
-    names = [name for name, _ in objective.named_parameters()]
-    for prefix in prefixes:
-        if not any(name.startswith(prefix) for name in names):
-            groups = ", ".join(sorted({name.split(".")[0] for name in names}))
-            raise ValueError(f"trainable: no parameter starts with {prefix!r}; the modules are {groups}.")
-    for name, value in objective.named_parameters():
-        value.requires_grad_(name.startswith(tuple(prefixes)))
-
-
-def learn_in_float32(objective: nn.Module) -> None:
-    """Makes what learns float32: bfloat16 has 8 bits, and AdamW's small steps would be rounded away."""
-    for value in objective.parameters():
-        if value.requires_grad:
-            value.data = value.data.float()
