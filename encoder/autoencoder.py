@@ -1,5 +1,7 @@
 """The trained encoder as its consumers use it: pictures to tokens, tokens to pictures, captions and scores."""
 
+import inspect
+import json
 from pathlib import Path
 
 import torch
@@ -13,7 +15,7 @@ from encoder.layers import StrictLoading
 from encoder.model import OpenVision3Config, OpenVision3Model
 from encoder.pretraining import OpenVision3ForPreTraining
 from encoder.text import CaptionDecoder, OpenVision3TextConfig, TextEncoder
-from encoder.vae import decode, encode
+from encoder.vae import decode, encode, load_vae
 
 
 class OpenVision3AutoencoderConfig(PretrainedConfig):
@@ -89,12 +91,30 @@ class OpenVision3Autoencoder(StrictLoading, PreTrainedModel):
                 "noise_tau": model.config.noise_tau,
                 "noise_space": model.config.noise_space,
             },
-            vae={key: value for key, value in dict(vae.config).items() if not key.startswith("_")},
+            vae=_settings(vae),
         )
+        names = ("encoder", "latent_decoder", "text_encoder", "caption_decoder")
+        return cls._of_parts(config, vae=vae, **{name: getattr(model, name) for name in names})
+
+    @classmethod
+    def from_frozen_encoder(
+        cls, encoder: OpenVision3Model, latent_decoder: LatentDecoder, decoder: dict, vae: AutoencoderKL
+    ) -> "OpenVision3Autoencoder":
+        """Copies the weights of an encoder and of the latent decoder trained for it; there are no text towers.
+
+        decoder: the keyword arguments that latent_decoder was made with, beside the sizes that the encoder gives.
+        """
+        names = inspect.signature(OpenVision3Config.__init__).parameters.keys() - {"self", "kwargs", "vae_config"}
+        config = OpenVision3AutoencoderConfig(
+            encoder={name: getattr(encoder.config, name) for name in sorted(names)}, decoder=decoder, vae=_settings(vae)
+        )
+        return cls._of_parts(config, vae=vae, encoder=encoder, latent_decoder=latent_decoder)
+
+    @classmethod
+    def _of_parts(cls, config: OpenVision3AutoencoderConfig, **parts: nn.Module) -> "OpenVision3Autoencoder":
         own = cls(config)
-        for name in ("encoder", "latent_decoder", "text_encoder", "caption_decoder"):
-            getattr(own, name).load_state_dict(getattr(model, name).state_dict())
-        own.vae.load_state_dict(vae.state_dict())
+        for name, part in parts.items():
+            getattr(own, name).load_state_dict(part.state_dict())
         return own
 
     @property
@@ -163,6 +183,10 @@ class OpenVision3Autoencoder(StrictLoading, PreTrainedModel):
             raise ValueError(f"This autoencoder's {head} was not trained: its loss had weight 0; use another one.")
 
 
+def _settings(vae: AutoencoderKL) -> dict:
+    return {key: value for key, value in vae.config.items() if not key.startswith("_")}
+
+
 def load_autoencoder(folder: str | Path) -> OpenVision3Autoencoder:
     """The autoencoder of a folder, ready to use.
 
@@ -172,3 +196,26 @@ def load_autoencoder(folder: str | Path) -> OpenVision3Autoencoder:
     if not (Path(folder) / "config.json").is_file():
         raise ValueError(f"There is no autoencoder at {folder}; name the folder that encoder.train exported.")
     return OpenVision3Autoencoder.from_pretrained(folder).eval()
+
+
+def load_encoder(path: str, vae: Path | None = None) -> OpenVision3Model:
+    """The encoder of an open_clip folder or hub id, of our encoder's folder, or of an autoencoder's (with its VAE).
+
+    Raises:
+        ValueError: the folder's config.json is of something else.
+    """
+    config_file = Path(path) / "config.json"
+    if not config_file.is_file():
+        model = OpenVision3Model.from_open_clip(path)
+    else:
+        kind = json.loads(config_file.read_text()).get("model_type")
+        if kind == OpenVision3Model.config_class.model_type:
+            model = OpenVision3Model.from_pretrained(path)
+        elif kind == OpenVision3Autoencoder.config_class.model_type:
+            whole = OpenVision3Autoencoder.from_pretrained(path)
+            model = whole.encoder.attach_vae(whole.vae)
+        else:
+            raise ValueError(
+                f"{path} holds no encoder (model_type {kind}); give an encoder's or an autoencoder's folder."
+            )
+    return (model if vae is None else model.attach_vae(load_vae(vae))).eval()

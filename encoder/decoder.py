@@ -23,7 +23,7 @@ DECODER_PRESETS = {
     "base": dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072),
     "large": dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096),
 }
-NOISE_SPACES = ("layernorm", "raw")
+NOISE_SPACES = ("layernorm", "raw", "statistics")
 
 
 class LatentDecoder(nn.Module):
@@ -34,7 +34,8 @@ class LatentDecoder(nn.Module):
         latent_patch_size: side of a token's patch in latents, 2.
         noise_tau: sigma is drawn from U[0, noise_tau] for each picture, in training only.
         noise_space: where the noise is added. "layernorm": after a LayerNorm without parameters, so that growing tokens
-            cannot escape it; "raw": to the tokens as they are (the equation read literally).
+            cannot escape it; "raw": to the tokens as they are (the equation read literally); "statistics": to tokens of
+            mean 0 and variance 1 per channel, by the stored statistics of a frozen encoder (`set_statistics`).
         position_frequencies: see `sincos_positions`.
     """
 
@@ -57,6 +58,9 @@ class LatentDecoder(nn.Module):
         self.hidden_size, self.latent_patch_size = hidden_size, latent_patch_size
         self.noise_tau, self.noise_space = noise_tau, noise_space
         self.position_frequencies = position_frequencies
+        if noise_space == "statistics":
+            self.register_buffer("token_mean", torch.zeros(token_size))
+            self.register_buffer("token_std", torch.ones(token_size))
         self.embedding = nn.Linear(token_size, hidden_size)
         self.layers = nn.ModuleList(
             Block(hidden_size, num_attention_heads, intermediate_size) for _ in range(num_hidden_layers)
@@ -65,10 +69,17 @@ class LatentDecoder(nn.Module):
         self.head = nn.Linear(hidden_size, latent_channels * latent_patch_size**2)
         self.apply(init_weights)
 
+    def set_statistics(self, mean: Tensor, std: Tensor) -> None:
+        """Stores mean and standard deviation of each channel of the image tokens, both [token_size]."""
+        self.token_mean.copy_(mean)
+        self.token_std.copy_(std)
+
     def add_noise(self, image_tokens: Tensor) -> Tensor:
-        """image_tokens [batch, num_patches, token_size], noised in training; the LayerNorm comes first where asked."""
+        """image_tokens [batch, num_patches, token_size], normalised as `noise_space` says and noised in training."""
         if self.noise_space == "layernorm":
             image_tokens = F.layer_norm(image_tokens, image_tokens.shape[-1:], eps=LAYER_NORM_EPS)
+        elif self.noise_space == "statistics":
+            image_tokens = (image_tokens - self.token_mean) / self.token_std
         if not self.training or self.noise_tau == 0:
             return image_tokens
         sigma = self.noise_tau * torch.rand(image_tokens.shape[0], 1, 1).to(image_tokens)

@@ -8,7 +8,6 @@ latents, which show less: outlier channels depend on what is seen.
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from encoder.autoencoder import OpenVision3Autoencoder
+from encoder.autoencoder import load_encoder
 from encoder.images import ImageError, load_image, to_pixel_values
 from encoder.model import POSITION_TOLERANCE, OpenVision3Model
 from encoder.positions import sincos_positions
-from encoder.vae import load_vae
 from training.cli import run_cli
 
 RANDOM_LATENTS = 8
@@ -31,29 +29,6 @@ BATCH = 8
 OUTLIER = 5.0
 # Between these a token RMS counts as 1: noise of strength [0, 1) means what the paper's equation says.
 UNIT_RMS = (0.5, 2.0)
-
-
-def load_encoder(path: str, vae: Path | None = None) -> OpenVision3Model:
-    """The encoder of an open_clip folder or hub id, of our encoder's folder, or of an autoencoder's (with its VAE).
-
-    Raises:
-        ValueError: the folder's config.json is of something else.
-    """
-    config_file = Path(path) / "config.json"
-    if not config_file.is_file():
-        model = OpenVision3Model.from_open_clip(path)
-    else:
-        kind = json.loads(config_file.read_text()).get("model_type")
-        if kind == OpenVision3Model.config_class.model_type:
-            model = OpenVision3Model.from_pretrained(path)
-        elif kind == OpenVision3Autoencoder.config_class.model_type:
-            whole = OpenVision3Autoencoder.from_pretrained(path)
-            model = whole.encoder.attach_vae(whole.vae)
-        else:
-            raise ValueError(
-                f"{path} holds no encoder (model_type {kind}); give an encoder's or an autoencoder's folder."
-            )
-    return (model if vae is None else model.attach_vae(load_vae(vae))).eval()
 
 
 @torch.no_grad()

@@ -1,5 +1,8 @@
 """The losses of pre-training (paper, equations 3 to 6)."""
 
+import math
+from collections.abc import Callable
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -70,3 +73,26 @@ def mean_over_processes(value: Tensor) -> Tensor:
         dist.all_reduce(value)
         value = value / dist.get_world_size()
     return value
+
+
+def reconstruction_losses(
+    decoded: Tensor,
+    latents: Tensor,
+    pixel_values: Tensor | None,
+    decode_latents: Callable[[Tensor], Tensor] | None,
+    pixel_loss_fraction: float,
+) -> dict[str, Tensor]:
+    """The raw terms of equation 4 by name: `latent`, and with `decode_latents` `pixel`.
+
+    Args:
+        decoded, latents: [batch, latent_channels, height/8, width/8].
+        pixel_values: [batch, 3, height, width] in [-1, 1].
+        decode_latents: the frozen VAE's decoder; None: latents only.
+        pixel_loss_fraction: share of the rows, drawn anew at each call, that are decoded to pixels.
+    """
+    losses = {"latent": F.l1_loss(decoded, latents)}
+    if decode_latents is not None and pixel_loss_fraction > 0:
+        count = math.ceil(pixel_loss_fraction * latents.shape[0])
+        rows = torch.randperm(latents.shape[0])[:count].to(latents.device)
+        losses["pixel"] = F.l1_loss(decode_latents(decoded[rows]), pixel_values[rows])
+    return losses

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from encoder.accumulation import WholeStep
 from encoder.decoder import DECODER_PRESETS, LatentDecoder
 from encoder.layers import StrictLoading
-from encoder.losses import caption_count, caption_loss, contrastive_loss
+from encoder.losses import caption_count, caption_loss, contrastive_loss, reconstruction_losses
 from encoder.model import OpenVision3Config, OpenVision3Model
 from encoder.text import TEXT_PRESETS, CaptionDecoder, OpenVision3TextConfig, TextEncoder
 
@@ -55,6 +54,10 @@ class OpenVision3PreTrainingConfig(PretrainedConfig):
         logit_scale_max: float | None = None,
         **kwargs,
     ) -> None:
+        if noise_space == "statistics":
+            raise ValueError(
+                "noise_space 'statistics' needs a frozen encoder, whose tokens keep theirs; choose layernorm or raw."
+            )
         if not 0 <= pixel_loss_fraction <= 1:
             raise ValueError(f"pixel_loss_fraction is {pixel_loss_fraction} and must lie between 0 and 1.")
         self.encoder = encoder or {}
@@ -234,17 +237,13 @@ class OpenVision3ForPreTraining(StrictLoading, PreTrainedModel):
         patch = self.encoder.config.latent_patch_size
         grid = (latents.shape[2] // patch, latents.shape[3] // patch)
         decoded = self.latent_decoder(image_tokens, grid)
-        raw = {"latent": F.l1_loss(decoded, latents)}
+        raw = reconstruction_losses(decoded, latents, pixel_values, decode_latents, config.pixel_loss_fraction)
         weights = {
             "latent": config.reconstruction_weight * config.latent_weight,
+            "pixel": config.reconstruction_weight,
             "caption": config.understanding_weight,
             "contrastive": config.understanding_weight * config.contrastive_weight,
         }
-        if decode_latents is not None and config.pixel_loss_fraction > 0:
-            count = math.ceil(config.pixel_loss_fraction * latents.shape[0])
-            rows = torch.randperm(latents.shape[0])[:count].to(latents.device)
-            raw["pixel"] = F.l1_loss(decode_latents(decoded[rows]), pixel_values[rows])
-            weights["pixel"] = config.reconstruction_weight
         groups = length_groups(attention_mask)
         labels = caption_labels(input_ids, attention_mask)
         states, targets = [], []

@@ -1,27 +1,16 @@
-"""Mean and standard deviation of image tokens, per channel, and the check that they normalise."""
+"""What the statistics of image tokens (encoder/statistics.py) are measured on, and the check that they normalise."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-VARIANCE_FLOOR = 1e-3  # of the median variance: dead channels would be blown up
+from encoder.statistics import TokenStatistics
+
 MEAN_TOLERANCE, VARIANCE_TOLERANCE = 0.02, 0.05  # of the averages over channels
 CHANNEL_MEAN_TOLERANCE, CHANNEL_VARIANCE_TOLERANCE, CHANCE = 0.1, 0.25, 5.0  # of one channel; in standard errors
 CHECKED_PICTURES = 1024
 MEASURED_FOR_A_CHECK = 4096  # with so many left to measure on, the checked pictures are others than the measured
-
-
-@dataclass(frozen=True)
-class TokenStatistics:
-    """mean, std (with the floor in it), variance (as measured), floored (bool), each [channels]; count of tokens."""
-
-    mean: Tensor
-    std: Tensor
-    variance: Tensor
-    floored: Tensor
-    count: int
 
 
 def measured_and_checked(count: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -30,30 +19,6 @@ def measured_and_checked(count: int, seed: int) -> tuple[Tensor, Tensor]:
     checked = order[:CHECKED_PICTURES]
     measured = order[CHECKED_PICTURES:] if count >= CHECKED_PICTURES + MEASURED_FOR_A_CHECK else order
     return measured.sort().values, checked
-
-
-def token_statistics(chunks: Callable[[], Iterable[Tensor]]) -> TokenStatistics:
-    """Exact statistics per channel in float64, in two passes: first the mean, then squares around it.
-
-    chunks: called twice, gives image tokens [pictures, num_patches, channels] piece by piece, the same both times.
-    """
-    total, count = 0.0, 0
-    for chunk in chunks():
-        total = total + chunk.double().flatten(0, -2).sum(0)
-        count += chunk[..., 0].numel()
-    if count < 2:
-        raise ValueError(
-            f"There are {count} image tokens: statistics need training pictures, look at the recipe's data."
-        )
-    mean = total / count
-    squares = 0.0
-    for chunk in chunks():
-        squares = squares + (chunk.double().flatten(0, -2) - mean).square().sum(0)
-    variance = squares / count
-    floor = VARIANCE_FLOOR * variance.median()
-    return TokenStatistics(
-        mean.float(), variance.clamp(min=floor).sqrt().float(), variance.float(), variance < floor, count
-    )
 
 
 def token_covariance(chunks: Callable[[], Iterable[Tensor]], statistics: TokenStatistics) -> Tensor:

@@ -19,17 +19,12 @@ import encoder  # noqa: F401  registers the encoder's models with the Auto class
 from encoder.autoencoder import load_autoencoder
 from encoder.images import picture_grid
 from encoder.lineage import start_training, weights_hash
+from encoder.statistics import TokenStatistics, token_statistics
 from generator.data import Collator, DrawingDataset, Drawings, cache_tokens, encode_latents, load_drawings
 from generator.flow import dimension_shift, picture_generators
 from generator.objective import FlowObjective
 from generator.pipeline import OpenVision3Pipeline, check_width, make_scheduler
-from generator.statistics import (
-    TokenStatistics,
-    check_normalized,
-    measured_and_checked,
-    token_covariance,
-    token_statistics,
-)
+from generator.statistics import check_normalized, measured_and_checked, token_covariance
 from generator.text import TextStates, longest_text, states_width
 from generator.transformer import PRESETS, DiTDHTransformer2DModel
 from training.cli import run_cli

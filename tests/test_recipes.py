@@ -7,6 +7,7 @@ from omegaconf import OmegaConf
 
 from encoder.pretraining import OpenVision3PreTrainingConfig
 from encoder.train import EncoderRecipe
+from encoder.train_decoder import DecoderRecipe
 from encoder.train_vae import VAERecipe
 from generator.train import GeneratorRecipe
 from mllm.train import MultimodalRecipe
@@ -21,6 +22,8 @@ RECIPES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("*/recipes/*.
 def schema_of(path: str) -> type:
     package, name = path.split("/")[0], path.split("/")[-1]
     if package == "encoder":
+        if "decoder" in name:
+            return DecoderRecipe
         return VAERecipe if name.startswith("tiny_vae") else EncoderRecipe
     if package == "mllm":
         return LanguageRecipe if "language" in name else MultimodalRecipe

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from generator.statistics import check_normalized, measured_and_checked, token_statistics
+from encoder.statistics import token_statistics
+from generator.statistics import check_normalized, measured_and_checked
 
 
 def tokens(mean: float = 1e4) -> torch.Tensor:
