@@ -3,6 +3,7 @@
 from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from queue import SimpleQueue
 from threading import Event, Thread
 
 import torch
@@ -14,13 +15,14 @@ from transformers import (
     PreTrainedTokenizerBase,
     StoppingCriteria,
     StoppingCriteriaList,
-    TextIteratorStreamer,
 )
+from transformers.generation import BaseStreamer
 
 import encoder  # noqa: F401  registers the vision tower with the Auto classes
 from encoder.images import load_image
 from mllm.conversation import IMAGE, encode_conversation, end_of_answer
 
+UNFINISHED = "\ufffd"  # what a tokenizer makes of a character's first bytes
 Message = dict[str, str]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -29,6 +31,22 @@ def add_device_arguments(parser: ArgumentParser) -> None:
     """--device and --dtype, where and in what a command runs its ChatModel."""
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the computation (default: float32)")
+
+
+class _Ids(BaseStreamer):
+    """Hands the ids of one answer to another thread: lists of ids, then None."""
+
+    def __init__(self) -> None:
+        self.queue: SimpleQueue[list[int] | None] = SimpleQueue()
+        self.prompt_came = False
+
+    def put(self, value: Tensor) -> None:
+        if self.prompt_came:
+            self.queue.put(value.flatten().tolist())
+        self.prompt_came = True
+
+    def end(self) -> None:
+        self.queue.put(None)
 
 
 class _Stopped(StoppingCriteria):
@@ -95,16 +113,15 @@ class ChatModel:
         return [self._text(row) for row in ids[:, inputs["input_ids"].shape[1] :]]
 
     def stream(self, messages: Sequence[Message], images: Sequence[Image.Image | str | Path] = ()) -> Iterator[str]:
-        """Yields the answer in pieces. Closing the iterator stops the computation at the next token.
+        """Yields the answer in pieces, which joined are what `chat` returns.
 
-        An error of the computation, which runs in a thread of its own, is raised where the pieces are taken; a request
-        that cannot be read is refused at once.
+        Closing the iterator stops the computation at the next token. An error of the computation, which runs in a
+        thread of its own, is raised where the pieces are taken; a request that cannot be read is refused at once.
         """
         return self._pieces(self._inputs([(messages, images)]))
 
     def _pieces(self, inputs: dict) -> Iterator[str]:
-        streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        stop, failed = Event(), []
+        streamer, stop, failed = _Ids(), Event(), []
 
         def work() -> None:
             try:
@@ -117,14 +134,22 @@ class ChatModel:
                     )
             except BaseException as error:  # whatever it is, a caller who waits for the next piece must hear of it
                 failed.append(error)
-                streamer.on_finalized_text("", stream_end=True)  # end() would decode first what may be the cause
+                streamer.end()
 
         thread = Thread(target=work, daemon=True)
         thread.start()
+        ids, shown = [], ""
         try:
-            yield from (piece for piece in streamer if piece)
+            for new in iter(streamer.queue.get, None):
+                ids += new
+                text = self._text(ids)
+                if len(text) > len(shown) and not text.endswith(UNFINISHED):
+                    yield text[len(shown) :]
+                    shown = text
             if failed:
                 raise failed[0]
+            if rest := self._text(ids)[len(shown) :]:
+                yield rest
         finally:
             stop.set()
             thread.join()
@@ -146,7 +171,7 @@ class ChatModel:
     def _pad_id(self) -> int:
         return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
 
-    def _text(self, ids: Tensor) -> str:
+    def _text(self, ids: Tensor | list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
     def _inputs(self, requests: Sequence[tuple[Sequence[Message], Sequence[Image.Image | str | Path]]]) -> dict:
