@@ -72,11 +72,12 @@ def check(recipe: MultimodalRecipe) -> None:
 def load_model(recipe: MultimodalRecipe, device: torch.device) -> LlavaForConditionalGeneration:
     """The model of `init_from`, tower frozen.
 
-    It has the folder's dtype, and the trainer makes of it what learns float32; DeepSpeed wants all of one dtype and
-    keeps float32 copies itself.
+    It has the folder's dtype, and the trainer makes of it what learns float32; a CPU computes in float32 alone at full
+    speed; DeepSpeed wants all of one dtype and keeps float32 copies itself.
     """
     half = torch.bfloat16 if recipe.trainer.get("bf16") else torch.float32
-    options: dict[str, Any] = {"dtype": half if recipe.trainer.get("deepspeed") else "auto"}
+    one = recipe.trainer.get("deepspeed") or device.type == "cpu"
+    options: dict[str, Any] = {"dtype": half if one else "auto"}
     if recipe.load_in_4bit:
         options |= {"quantization_config": four_bits(half), "device_map": {"": device}}
     model = LlavaForConditionalGeneration.from_pretrained(recipe.init_from, **options)
