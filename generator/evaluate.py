@@ -23,28 +23,13 @@ from encoder.images import picture_grid, to_pil, to_pixel_values
 from generator.draw import add_drawing_options, drawing_options
 from generator.flow import picture_generators
 from generator.pipeline import OpenVision3Pipeline, load_pipeline
+from generator.prompts import CATEGORIES, prompt_at
 from training.cli import run_cli
-from training.shapes import Scene, ShapesChecker, caption_facts, captions, render, sample_scene
+from training.shapes import Scene, ShapesChecker, caption_facts, render
 from training.shapes.write import SPLITS
 from training.statistics import share
 
-CATEGORIES = ("single", "two_with_relation", "counting")
 GRID_PICTURES = 64
-
-
-def prompt_at(category: str, split: str, index: int, seed: int = 0) -> tuple[Scene, str]:
-    """Scene and prompt number `index` of a category: a function of the arguments alone."""
-    rng = np.random.default_rng((seed, 1 + CATEGORIES.index(category), SPLITS.index(split), index))
-    while True:
-        counts = {"single": 1, "two_with_relation": 2, "counting": 3 + int(rng.integers(2))}
-        scene = sample_scene(rng, split=split, num_objects=counts[category])
-        texts = captions(scene)
-        if category == "two_with_relation":
-            texts = [text for text in texts if caption_facts(text).relations]
-        elif category == "counting":
-            texts = [text for text in texts if " objects: " in text]
-        if texts:
-            return scene, texts[rng.integers(len(texts))]
 
 
 def _right(checker: ShapesChecker, pictures: list[Image.Image], prompts: list[str]) -> list[bool]:

@@ -44,7 +44,8 @@ def check_heads(pipeline: OpenVision3Pipeline, score: str) -> None:
         )
 
 
-def _standardised(scores: Tensor) -> Tensor:
+def standardised(scores: Tensor) -> Tensor:
+    """Scores [n] with mean 0 and standard deviation 1, so that kinds of them can be added."""
     return (scores - scores.mean()) / scores.std(unbiased=False).clamp(min=1e-6)
 
 
@@ -69,7 +70,7 @@ def token_scores(pipeline: OpenVision3Pipeline, image_tokens: Tensor, prompt: st
     if "caption_decoder" in SCORES[score]:
         count = len(image_tokens)
         scores.append(autoencoder.caption_log_prob(image_tokens, input_ids.expand(count, -1), mask.expand(count, -1)))
-    return scores[0] if len(scores) == 1 else sum(map(_standardised, scores))
+    return scores[0] if len(scores) == 1 else sum(map(standardised, scores))
 
 
 def best_of(

@@ -35,3 +35,16 @@ def test_drawings_are_judged_by_the_prompt_alone():
 def test_blank_pictures_hold_nothing(picture):
     assert ShapesChecker().read(picture) == []
     assert not ShapesChecker().check(picture, sample_scene(np.random.default_rng(0))).all_right
+    assert not ShapesChecker().is_scene(picture)
+
+
+def test_a_scene_holds_nothing_half_drawn():
+    checker, scenes = ShapesChecker(), [scene_at("val", index) for index in range(40)]
+    pictures = [np.asarray(render(scene, 64)) for scene in scenes]
+    assert sum(map(checker.is_scene, pictures)) >= 39
+    doubles = [(one // 2 + other // 2) for one, other in zip(pictures[::2], pictures[1::2], strict=True)]
+    assert sum(map(checker.is_scene, doubles)) <= 1
+    single = next(picture for picture, scene in zip(pictures, scenes, strict=True) if len(scene.objects) == 1)
+    single = single.copy()
+    single[:6, :30] = (0, 200, 255)  # a bar is no shape
+    assert checker.read(single) and not checker.is_scene(single)

@@ -13,7 +13,7 @@ from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 
 from training.shapes.render import SATURATION, VALUE, coverage
-from training.shapes.scene import COLORS, PLACES, SHAPES, SIZES, Object, Scene, relation
+from training.shapes.scene import COLORS, COUNT_MIX, PLACES, SHAPES, SIZES, Object, Scene, relation
 from training.shapes.text import CaptionFacts
 
 WORKING_SIZE = 128  # pictures are read at this resolution, whatever theirs is
@@ -128,17 +128,25 @@ class ShapesChecker:
 
     def read(self, image: np.ndarray) -> list[Found]:
         """image: [height, width, 3] uint8 -> the objects in it, largest first."""
+        return sorted(filter(None, self._read_parts(image)), key=lambda item: -item.radius)
+
+    def is_scene(self, image: np.ndarray) -> bool:
+        """Whether image [height, width, 3] uint8 shows clean objects and nothing half drawn: at least one, at most
+        four, and no coloured part that is none."""
+        parts = self._read_parts(image)
+        return 1 <= len(parts) <= len(COUNT_MIX) and None not in parts
+
+    def _read_parts(self, image: np.ndarray) -> list[Found | None]:
+        """Every coloured part large enough to be an object; None for one that is not."""
         rgb, hue, chroma = self._channels(image)
         foreground = chroma > FOREGROUND_CHROMA
         parts, count = ndimage.label(foreground)
         found = []
         for part in range(1, count + 1):
             for mask in self._split_by_hue(parts == part, hue):
-                if mask.sum() < LEAST_AREA * mask.size:
-                    continue
-                if seen := self._read_part(mask, foreground & ~mask, rgb, hue, chroma):
-                    found.append(seen)
-        return sorted(found, key=lambda item: -item.radius)
+                if mask.sum() >= LEAST_AREA * mask.size:
+                    found.append(self._read_part(mask, foreground & ~mask, rgb, hue, chroma))
+        return found
 
     def check(self, image: np.ndarray, scene: Scene) -> Check:
         """Judges a reconstruction of the scene: the same objects at the same positions."""
