@@ -143,7 +143,9 @@ class ChatModel:
             for new in iter(streamer.queue.get, None):
                 ids += new
                 text = self._text(ids)
-                if len(text) > len(shown) and not text.endswith(UNFINISHED):
+                # A sentencepiece byte is read anew with each byte that follows it.
+                open_end = text.endswith(UNFINISHED) or self.tokenizer.convert_ids_to_tokens(ids[-1]).startswith("<0x")
+                if len(text) > len(shown) and not open_end:
                     yield text[len(shown) :]
                     shown = text
             if failed:
