@@ -83,7 +83,7 @@ def build(checkpoints: Path, out: Path) -> None:
     scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(checkpoints / "scheduler")
     pipeline = OpenVision3Pipeline(
         transformer.eval(), OpenVision3Autoencoder.from_pretrained(out / "autoencoder"), scheduler,
-        autoencoder.text_encoder, tokenizer, autoencoder_tokenizer=tokenizer,
+        autoencoder_tokenizer=tokenizer,
     )  # fmt: skip
     pipeline.save_pretrained(out / "generator")
 

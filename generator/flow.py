@@ -116,7 +116,7 @@ class _GuidedVelocity:
 
     def __call__(self, noisy: Tensor, timestep: Tensor) -> Tensor:
         low, high = self.interval
-        times = timestep.expand(len(noisy))
+        times = timestep.to(noisy.device).expand(len(noisy))
         if self.scale == 1.0 or not bool((timestep >= low) & (timestep <= high)):
             return self.transformer(hidden_states=noisy, timestep=times, **self.condition).sample
         if self.guidance_transformer is not None:
@@ -160,7 +160,7 @@ def sample(
     """
     if method not in METHODS:
         raise ValueError(f"method is {method!r}: choose {' or '.join(METHODS)}.")
-    times = torch.as_tensor(timesteps, dtype=torch.float32, device=noise.device)
+    times = torch.as_tensor(timesteps, dtype=torch.float32).cpu()  # where looking at them waits for no GPU
     if times.ndim != 1 or len(times) < 2 or not bool((times[1:] < times[:-1]).all()):
         raise ValueError("timesteps must be a descending list of at least two times, from noise (1) to data (0).")
     low, high = guidance_interval

@@ -86,6 +86,6 @@ def best_of(
     """
     check_heads(pipeline, score)
     generators = picture_generators(seed, range(first_index, first_index + count))
-    tokens = pipeline([prompt] * count, generator=generators, output_type="tokens", **options).images
+    tokens = pipeline([prompt] * count, generator=generators, output_type="latent", **options).images
     best = int(token_scores(pipeline, tokens, prompt, score).argmax())
     return pipeline.decode(pipeline.to_grid(tokens[best : best + 1]))[0]

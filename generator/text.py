@@ -62,14 +62,14 @@ def states_width(text_encoder: nn.Module) -> int:
 
 @torch.no_grad()
 def text_states(text_encoder: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """States [batch, text, states_width] of every token, on the text encoder's device.
+    """States [batch, text, states_width] of every token, on the device the text encoder computes on.
 
     The encoder's last hidden states, then its token embeddings scaled to a mean square of 1, as those have about.
     """
     device = next(text_encoder.parameters()).device
     input_ids = input_ids.to(device)
     states = text_encoder(input_ids=input_ids, attention_mask=attention_mask.to(device)).last_hidden_state
-    words = text_encoder.get_input_embeddings()(input_ids)
+    words = text_encoder.get_input_embeddings()(input_ids.to(states.device))  # offload may have moved it meanwhile
     return torch.cat([states, F.rms_norm(words, words.shape[-1:])], dim=-1)
 
 

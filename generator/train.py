@@ -187,11 +187,14 @@ def main(argv: list[str]) -> None:
     )
     measure_statistics(transformer, autoencoder, drawings, tokens, seed)
 
-    own_tokenizer = Path(recipe.autoencoder) / "tokenizer"
+    own_tokenizer = None
+    if text_encoder is not None and text_encoder is autoencoder.text_encoder:
+        own_tokenizer = tokenizer
+    elif (folder := Path(recipe.autoencoder) / "tokenizer").is_dir():
+        own_tokenizer = AutoTokenizer.from_pretrained(folder)
     pipeline = OpenVision3Pipeline(
-        transformer, autoencoder, make_scheduler(shift), text_encoder, tokenizer,
-        autoencoder_tokenizer=AutoTokenizer.from_pretrained(own_tokenizer) if own_tokenizer.is_dir() else None,
-    )  # fmt: skip
+        transformer, autoencoder, make_scheduler(shift), text_encoder, tokenizer, autoencoder_tokenizer=own_tokenizer
+    )
     pipeline.set_progress_bar_config(disable=True)
 
     def sample_pictures() -> Image.Image:

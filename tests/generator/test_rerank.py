@@ -19,7 +19,7 @@ OPTIONS = {"num_inference_steps": 2, "guidance_scale": 1.0}
 @pytest.fixture()
 def drawn(pipeline):
     """Raw tokens of eight drawings."""
-    return pipeline([PROMPT] * 8, generator=picture_generators(4, range(8)), output_type="tokens", **OPTIONS).images
+    return pipeline([PROMPT] * 8, generator=picture_generators(4, range(8)), output_type="latent", **OPTIONS).images
 
 
 def with_parts(pipeline, **parts) -> OpenVision3Pipeline:
