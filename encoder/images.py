@@ -13,7 +13,11 @@ MAX_PIXELS = 50_000_000
 
 
 class ImageError(ValueError):
-    """A picture cannot be used; the message names it and says why."""
+    """A picture cannot be used; the message names it and says why, `kind` in few words, to be counted by."""
+
+    def __init__(self, message: str, kind: str = "picture unreadable") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 def load_image(
@@ -44,13 +48,14 @@ def load_image(
                 raise
             raise ImageError(f"{name[:200]!r} is not a path of a picture ({error}).") from error
         if not found:
-            raise ImageError(f"There is no picture at {path}.")
+            raise ImageError(f"There is no picture at {path}.", "picture missing")
     try:
         with Image.open(path) as image:
             if image.width * image.height > max_pixels:
                 raise ImageError(
                     f"{name} has {image.width} x {image.height} pixels and at most {max_pixels:,} are read; "
-                    "make it smaller first."
+                    "make it smaller first.",
+                    "picture too large",
                 )
             image = ImageOps.exif_transpose(image)
             if image.mode.startswith("I;16"):  # 16-bit grey, which convert() would clip at 255
@@ -63,7 +68,7 @@ def load_image(
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{name} is too large to be read safely: {error}.") from error
+        raise ImageError(f"{name} is too large to be read safely: {error}.", "picture too large") from error
     except Exception as error:  # Pillow's decoders meet damaged files with errors of any class
         raise ImageError(f"{name} cannot be read as a picture ({error}); save it again as PNG or JPEG.") from error
 
@@ -74,7 +79,9 @@ def _inside(path: Path, root: str | Path | None) -> Path:
     root = Path(root).resolve()
     whole = (root / path).resolve()
     if not whole.is_relative_to(root):
-        raise ImageError(f"The picture {path} lies outside its folder {root}; name it by a path inside.")
+        raise ImageError(
+            f"The picture {path} lies outside its folder {root}; name it by a path inside.", "picture outside folder"
+        )
     return whole
 
 

@@ -8,6 +8,8 @@ trailing human turn is dropped in training, with its pictures; long rows lose wh
 picture; a special token in a turn's text is text; a row that is left without trained tokens is refused by id.
 """
 
+from typing import NoReturn
+
 from transformers import PreTrainedTokenizerBase
 
 from mllm.templates import (
@@ -70,17 +72,18 @@ def encode_conversation(
         try:
             ids, labels = _encode(turns, tokenizer, template, image_token_id, num_image_tokens, add_generation_prompt)
         except ConversationError as error:
-            raise ConversationError(f"Row {name}: {error}") from error
+            raise ConversationError(f"Row {name}: {error}", error.kind) from error
         if max_length is None or len(ids) <= max_length:
             break
         if len(turns) <= 2:
             raise ConversationError(
                 f"Row {name} has {len(ids)} tokens with its first exchange alone and max_length is "
-                f"{max_length}; raise max_length or shorten the row."
+                f"{max_length}; raise max_length or shorten the row.",
+                "longer than max_length",
             )
         turns = turns[:-1] if add_generation_prompt and turns[-1][0] == "assistant" else turns[:-2]
     if not add_generation_prompt and all(label == IGNORED for label in labels):
-        raise ConversationError(f"Row {name} has no token to train on; give it an answer.")
+        raise ConversationError(f"Row {name} has no token to train on; give it an answer.", "no trained token")
     return {"input_ids": ids, "labels": labels, "image_token_id": image_token_id}
 
 
@@ -125,13 +128,14 @@ def _turns(
     """
     turns: list[tuple[str, str]] = []
     for turn in row.get("conversations") or []:
-        role = ROLES.get(turn.get("from"))
+        speaker = turn.get("from") if isinstance(turn, dict) else turn
+        role = ROLES.get(speaker) if isinstance(speaker, str) else None
         if role is None:
             raise ConversationError(
-                f"Row {name} has a turn from {turn.get('from')!r}; speakers are human, gpt and system."
+                f"Row {name} has a turn from {speaker!r}; speakers are human, gpt and system.", "unknown speaker"
             )
         if not isinstance(turn.get("value"), str) or (role == "assistant" and not turn["value"]):
-            raise ConversationError(f"Row {name} has an empty turn; give every turn a text.")
+            raise ConversationError(f"Row {name} has an empty turn; give every turn a text.", "empty turn")
         turns.append((role, unmarked(turn["value"])))
     start = 1 if turns and turns[0][0] == "system" else 0
     placeholders = sum(text.count(IMAGE) for role, text in turns if role == "user" or not prompt)
@@ -139,9 +143,11 @@ def _turns(
         del turns[start]
     for index, (role, _) in enumerate(turns[start:]):
         if role != ("user", "assistant")[index % 2]:
-            raise ConversationError(f"Row {name} does not alternate between human and gpt at turn {index + 1}.")
+            raise ConversationError(
+                f"Row {name} does not alternate between human and gpt at turn {index + 1}.", "turns do not alternate"
+            )
     if not any(role == "user" for role, _ in turns):
-        raise ConversationError(f"Row {name} has no question with an answer; it needs a human and a gpt turn.")
+        _refuse_unanswered(name)
 
     images = len(images_of(row))
     asked = [text.count(IMAGE) for role, text in turns if role == "user"]
@@ -150,7 +156,8 @@ def _turns(
     if not places and placeholders and not prompt:
         raise ConversationError(
             f"Row {name} has {placeholders} {IMAGE} placeholders and {images} pictures; "
-            "make them equal, and place pictures in human turns only."
+            "make them equal, and place pictures in human turns only.",
+            "placeholders and pictures differ",
         )
     if places:
         turns = [(role, text.replace(IMAGE, PLACE) if role == "user" else text) for role, text in turns]
@@ -164,8 +171,14 @@ def _turns(
     if turns[-1][0] == "user" and not prompt:
         turns.pop()
     if not prompt and not any(role == "assistant" for role, _ in turns):
-        raise ConversationError(f"Row {name} has no question with an answer; it needs a human and a gpt turn.")
+        _refuse_unanswered(name)
     return turns
+
+
+def _refuse_unanswered(name: str) -> NoReturn:
+    raise ConversationError(
+        f"Row {name} has no question with an answer; it needs a human and a gpt turn.", "no question with an answer"
+    )
 
 
 def _one_image(text: str) -> str:

@@ -1,6 +1,8 @@
 """LLaVA rows with their pictures, and the cache of the frozen tower's tokens."""
 
 import json
+import logging
+import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,10 +14,16 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from encoder.images import ImageError, load_image
-from mllm.conversation import IGNORED, IMAGE, encode_conversation, images_of
+from mllm.conversation import IGNORED, IMAGE, ConversationError, encode_conversation, images_of
 
 # So many tokenised conversations are kept: all of `shapes` (about 20,000); 0.5 GB where they have 1,000 tokens each.
 REMEMBERED = 30_000
+
+
+logger = logging.getLogger(__name__)
+# Why a row cannot be trained on; each has a `kind`.
+UNUSABLE = (ConversationError, ImageError)
+ON_ERROR = ("stop", "skip")
 
 
 class RowsError(ValueError):
@@ -26,7 +34,7 @@ def load_rows(path: str | Path) -> list[dict]:
     """Rows of a LLaVA .json (a list) or .jsonl file.
 
     Raises:
-        RowsError: missing file, wrong JSON, or a row without conversations.
+        RowsError: missing file, wrong JSON, a row without conversations, or one whose image is no path.
     """
     path = Path(path)
     if not path.is_file():
@@ -43,6 +51,9 @@ def load_rows(path: str | Path) -> list[dict]:
     for number, row in enumerate(rows):
         if not isinstance(row, dict) or not row.get("conversations"):
             raise RowsError(f"{path}: row {number} has no 'conversations'; see the LLaVA format in the README.")
+        image = row.get("image") or []
+        if not isinstance(image, str) and not (isinstance(image, list) and all(isinstance(one, str) for one in image)):
+            raise RowsError(f"{path}: the 'image' of row {number} is {image!r}; give a path or a list of paths.")
     return rows
 
 
@@ -60,20 +71,33 @@ def load_picture(name: str, root: str | Path, row_id: object) -> Image.Image:
     try:
         return load_image(name, root=root)
     except ImageError as error:
-        raise ImageError(f"Row {row_id}: {error}") from error
+        raise ImageError(f"Row {row_id}: {error}", error.kind) from error
 
 
 @torch.no_grad()
 def cache_image_tokens(
-    rows: list[dict], root: str | Path, tower: Callable[[list[Image.Image]], Tensor], batch_size: int = 128
+    rows: list[dict],
+    root: str | Path,
+    tower: Callable[[list[Image.Image]], Tensor],
+    batch_size: int = 128,
+    on_error: str = "stop",
 ) -> dict[str, Tensor]:
-    """Runs the frozen tower once on every distinct picture: name -> float16 [num_patches, hidden_size]."""
+    """Runs the frozen tower once on every distinct picture: name -> float16 [num_patches, hidden_size].
+
+    Pictures that cannot be read are left out with `on_error="skip"`, and raise ImageError else.
+    """
     names = list(dict.fromkeys(name for row in rows for name in images_of(row)))
     tokens: dict[str, Tensor] = {}
     for start in tqdm(range(0, len(names), batch_size), desc="image tokens", mininterval=2):
-        chosen = names[start : start + batch_size]
-        encoded = tower([load_picture(name, root, name) for name in chosen]).half()
-        tokens.update(zip(chosen, encoded, strict=True))
+        pictures = {}
+        for name in names[start : start + batch_size]:
+            try:
+                pictures[name] = load_picture(name, root, name)
+            except ImageError:
+                if on_error == "stop":
+                    raise
+        if pictures:
+            tokens.update(zip(pictures, tower(list(pictures.values())).half(), strict=True))
     return tokens
 
 
@@ -83,6 +107,9 @@ class Conversations(Dataset):
     input_ids and labels are int64 [length]. An image is the frozen tower's tokens [num_patches, hidden_size] where
     `tokens` is given, else pixel_values; there are as many as input_ids has places for: a picture whose turn was left
     out is not loaded. Conversations that return, in another row or epoch, are tokenised once.
+
+    A row is usable if `sample` makes an item of it. With `on_error="skip"` the next usable row stands in for one that
+    is not, so that batches stay whole and a resumed training sees the same ones; it is logged and counted.
     """
 
     def __init__(
@@ -96,10 +123,12 @@ class Conversations(Dataset):
         root: str | Path,
         tokens: dict[str, Tensor] | None = None,
         to_pixels: Callable[[list[Image.Image]], Tensor] | None = None,
+        on_error: str = "stop",
     ) -> None:
         self.rows, self.tokenizer, self.template = rows, tokenizer, template
         self.num_image_tokens, self.max_length, self.root = num_image_tokens, max_length, root
-        self.tokens, self.to_pixels = tokens, to_pixels
+        self.tokens, self.to_pixels, self.on_error = tokens, to_pixels, on_error
+        self._skipped = multiprocessing.Value("q")  # the loader's processes count into it too
         self._seen: dict[str, tuple[Tensor, Tensor, int]] = {}
 
     def __len__(self) -> int:
@@ -118,10 +147,36 @@ class Conversations(Dataset):
         return self._seen[key]
 
     def __getitem__(self, index: int) -> dict:
+        """Raises ConversationError or ImageError: the row is not usable; with "skip", none is."""
+        for step in range(len(self)):
+            try:
+                return self.sample((index + step) % len(self))
+            except UNUSABLE as error:
+                if self.on_error == "stop" or step == len(self) - 1:
+                    raise
+                logger.warning("Skipped: %s", error)
+                with self._skipped.get_lock():
+                    self._skipped.value += 1
+        raise IndexError(index)
+
+    @property
+    def skipped(self) -> int:
+        """How many rows were skipped so far, in this process and its loader's."""
+        return self._skipped.value
+
+    def sample(self, index: int) -> dict:
+        """The item of this very row.
+
+        Raises:
+            ConversationError, ImageError: the row cannot be trained on; `kind` and message say why.
+        """
         row = self.rows[index]
         input_ids, labels, count = self._encode(row)
         names = images_of(row)[:count]  # only turns at the end are ever left out
         if self.tokens is not None:
+            for name in names:
+                if name not in self.tokens:  # left out by cache_image_tokens
+                    load_picture(name, self.root, row.get("id"))
             images = [self.tokens[name].float() for name in names]
         else:
             pictures = [load_picture(name, self.root, row.get("id")) for name in names]

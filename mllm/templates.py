@@ -23,7 +23,11 @@ Span = tuple[int, int]  # first character that is trained on, and the one after 
 
 
 class ConversationError(ValueError):
-    """A row cannot be trained on; the message names its id."""
+    """A row cannot be trained on; the message names its id and says why, `kind` in few words, to be counted by."""
+
+    def __init__(self, message: str, kind: str = "chat template") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:

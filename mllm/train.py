@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneratio
 import encoder  # noqa: F401  registers the vision tower with the Auto classes
 from encoder.lineage import read_parents, start_training, weights_hash
 from mllm.conversation import TEMPLATES
-from mllm.data import ConversationCollator, Conversations, cache_image_tokens, load_rows, without_pictures
+from mllm.data import ON_ERROR, ConversationCollator, Conversations, cache_image_tokens, load_rows, without_pictures
 from mllm.lora import add_lora, four_bits, save_adapter
 from mllm.merge import ADAPTER
 from mllm.objective import MultimodalObjective, tower_tokens
@@ -40,6 +40,13 @@ class MultimodalRecipe(Recipe):
     )
     cache_tokens: bool = field(
         default=False, metadata={"help": "run the frozen tower once on every picture and keep its tokens in memory"}
+    )
+    on_error: str = field(
+        default="stop",
+        metadata={
+            "help": "a row that cannot be trained on: stop, or skip, when the next one stands in for it; python -m "
+            "mllm.inspect_data tells such rows beforehand"
+        },
     )
     lora: dict[str, Any] = field(
         default_factory=dict,
@@ -63,6 +70,8 @@ def check(recipe: MultimodalRecipe) -> None:
         raise ValueError(f"init_from is {recipe.init_from!r}; name a folder made by python -m mllm.assemble.")
     if (Path(recipe.init_from) / ADAPTER).is_file():
         raise ValueError(f"init_from is {recipe.init_from!r}, which holds adapters; python -m mllm.merge comes first.")
+    if recipe.on_error not in ON_ERROR:
+        raise ValueError(f"on_error is {recipe.on_error!r}; choose one of {', '.join(ON_ERROR)}.")
     if recipe.lora and recipe.trainable:
         raise ValueError("With lora the adapters and the connector learn: leave trainable empty.")
     if recipe.load_in_4bit and not recipe.lora:
@@ -107,7 +116,9 @@ def main(argv: list[str]) -> None:
     vision, num_image_tokens = model.config.vision_config, model.config.image_seq_length
     dummy_shape = (3, vision.image_size, vision.image_size)
     if recipe.cache_tokens:
-        tokens = cache_image_tokens(rows, recipe.images, lambda pictures: tower(to_pixels(pictures)))
+        tokens = cache_image_tokens(
+            rows, recipe.images, lambda pictures: tower(to_pixels(pictures)), on_error=recipe.on_error
+        )
         dummy_shape = (num_image_tokens, vision.hidden_size)
     dataset = Conversations(
         rows,
@@ -118,6 +129,7 @@ def main(argv: list[str]) -> None:
         root=recipe.images,
         tokens=tokens,
         to_pixels=to_pixels,
+        on_error=recipe.on_error,
     )
 
     def export(folder: Path) -> None:

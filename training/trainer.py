@@ -112,6 +112,8 @@ class Trainer(transformers.Trainer):
             means = self.accelerator.reduce(means, "mean").tolist()
             logs.update({f"loss/{name}": value for name, value in zip(names, means, strict=True)})
             self._terms = {}
+            if getattr(self.train_dataset, "skipped", 0):
+                logs["skipped_rows"] = self.train_dataset.skipped
         super().log(logs, start_time)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
