@@ -25,6 +25,7 @@ from mllm.objective import MultimodalObjective, tower_tokens
 from training.cli import run_cli
 from training.recipes import REQUIRED, Recipe, load_recipe
 from training.trainer import run_training, training_arguments
+from training.zero import keep_whole
 
 
 @dataclass
@@ -92,6 +93,7 @@ def load_model(recipe: MultimodalRecipe, device: torch.device) -> LlavaForCondit
     model = LlavaForConditionalGeneration.from_pretrained(recipe.init_from, **options)
     model.config.conversation_template = recipe.template  # what ChatModel will speak
     model.model.vision_tower.requires_grad_(False).eval()
+    keep_whole(model.model.vision_tower)  # it stays outside of what the trainer, and so DeepSpeed, sees
     return model
 
 
@@ -99,7 +101,7 @@ def main(argv: list[str]) -> None:
     recipe = load_recipe(MultimodalRecipe, argv)
     torch.manual_seed(recipe.trainer.get("seed", 42))
     check(recipe)
-    arguments = training_arguments(recipe)
+    arguments = training_arguments(recipe)  # before the model, which ZeRO-3 makes in parts
     rows = load_rows(recipe.data)
     if recipe.blind:
         rows = without_pictures(rows)

@@ -25,6 +25,7 @@ from training.learning_rates import set_learning_rates
 from training.modules import enable_checkpointing, kernel_names, learn_in_float32, set_trainable
 from training.muon import make_muon
 from training.recipes import Recipe
+from training.zero import copy_into, gather_in_first_process, load_without_frozen, save_without_frozen
 
 EMA_FILE = "ema.safetensors"
 WEIGHTS_FILE = "model.safetensors"
@@ -60,6 +61,8 @@ class Trainer(transformers.Trainer):
         self.model_accepts_loss_kwargs = False
         self.ema = ema
         self.keep = keep
+        if self.is_deepspeed_enabled:
+            load_without_frozen(self.model)
         self._terms: dict[str, tuple[Tensor, int]] = {}  # sum and count since the last log line
         self._keys: list[str] = []
 
@@ -180,11 +183,12 @@ class Trainer(transformers.Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         parameters = dict((self.model if model is None else model).named_parameters())
-        with torch.no_grad():
-            for name, value in load_file(Path(resume_from_checkpoint) / WEIGHTS_FILE).items():
-                parameters[name].copy_(value)
+        for name, value in load_file(Path(resume_from_checkpoint) / WEIGHTS_FILE).items():
+            copy_into(parameters[name], value)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        if self.is_deepspeed_enabled:
+            save_without_frozen(self.model_wrapped)
         super()._save_checkpoint(model, trial)
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
@@ -278,6 +282,7 @@ def run_training(
         trainer.load_checkpoint_parts(last)
     if last is None or not trainer.load_finished(last):
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    gather_in_first_process(objective, trainer.is_world_process_zero())
     if trainer.is_world_process_zero():
         history = {"log_history": trainer.state.log_history}
         (output_dir / "history.json").write_text(json.dumps(history, indent=1))
