@@ -16,7 +16,7 @@ from transformers import LlavaForConditionalGeneration
 from demo.family import CHECKPOINTS, FamilyError, save_part
 from demo.outside import Outside
 from encoder import OpenVision3Autoencoder
-from encoder.data import load_cached, vae_hash
+from encoder.cache import LatentCache, vae_hash
 from encoder.lineage import read_parents, weights_hash
 from encoder.tokenizer import load_tokenizer
 from generator.pipeline import load_pipeline
@@ -70,7 +70,7 @@ def export(run: Path, out: Path) -> None:
     save_part(out, "transformer", pipeline.transformer.state_dict())
     pipeline.scheduler.save_pretrained(out / "scheduler")
 
-    latents = load_cached(run / CACHE, autoencoder.vae)["latents"][:8192]
+    latents = LatentCache([run / CACHE], autoencoder.vae).latents[:8192]
     pooled = [autoencoder.pool(autoencoder.encode_latents(part.float())) for part in latents.split(256)]
     Outside.fit(torch.cat(pooled)).save(out)
     if (run / "report.json").is_file():

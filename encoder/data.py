@@ -1,131 +1,166 @@
-"""Image-text pairs: shards of pictures with captions, and their cache of VAE latents."""
+"""Image-text pairs: a stream of them from any source, and what a training draws from their latent cache."""
 
-import hashlib
 import io
 import json
-from collections import deque
-from collections.abc import Iterator
+import logging
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 import numpy as np
-from diffusers import AutoencoderKL
 from PIL import Image
-from safetensors import safe_open
 from torch.utils.data import Dataset, Sampler
 
-from encoder.images import load_image, to_pixel_values
-from training.shards import ShardError, TarShards, sample_rng
+from encoder.cache import LatentCache
+from encoder.images import ImageError, load_image
+from training.shards import ShardError, sample_rng
+from training.sources import Place, open_source
 
-CACHE_FILE, TEXTS_FILE = "latents.safetensors", "texts.json"
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
 PICTURES = ("png", "jpg", "jpeg", "webp")
+# So many samples that cannot be used are logged with their reason; of the rest only the number.
+LOGGED = 20
+
+
+class CaptionError(ShardError):
+    """A sample has no caption, or one that cannot be read; the message names its key."""
 
 
 @dataclass
 class Pair:
-    """One picture with its captions. Pictures with the same `description` count as the same in retrieval."""
+    """One picture with its captions. Pictures with the same `description` count as the same in retrieval.
+
+    A picture without any caption has a `label`, the number of its class.
+    """
 
     key: str
     image: Image.Image
     captions: list[str]
     description: str
+    label: int | None = None
 
 
-def read_picture(sample: dict[str, str | bytes], root: str | Path) -> Image.Image:
-    """The picture of a sample of `TarShards(root)`, as RGB.
+def read_texts(sample: dict[str, Any], name: str) -> tuple[list[str], str, int | None]:
+    """Captions, description and label of a sample: of its `json`, its `txt` and its `cls`.
+
+    The json holds {"captions": [...]} or {"caption": ...}, and may hold "description" and "label".
 
     Raises:
-        ShardError: it has none. ImageError: it cannot be read. The sentence names the sample's key.
+        CaptionError: there is neither caption nor label, or they cannot be read; the sentence begins with `name`.
     """
-    name = f"{root}: sample {sample['__key__']}"
+    try:
+        values = json.loads(sample.get("json", b"{}"))
+        captions = values.get("captions") or [values.get("caption") or sample.get("txt", b"").decode().strip()]
+        label = values.get("label", sample.get("cls"))
+        label = None if label is None else int(label)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CaptionError(f"{name}: its captions or label cannot be read ({error}); mend or drop it.") from error
+    if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
+        raise CaptionError(
+            f"{name}: its captions are {str(captions)[:80]!r}; 'captions' must be a list of texts and 'caption' one "
+            "text."
+        )
+    if captions == [""] and label is not None:
+        captions = []
+    if not all(caption.strip() for caption in captions):
+        raise CaptionError(
+            f"{name} has no caption or an empty one; give it a .txt, or 'captions' in its .json, or the number of its "
+            "class in a .cls."
+        )
+    return captions, values.get("description") or (captions[0] if captions else f"class {label}"), label
+
+
+def read_picture(sample: dict[str, Any], name: str) -> Image.Image:
+    """The picture of a sample as RGB.
+
+    Raises:
+        ImageError: it has none, or one that cannot be read; the sentence begins with `name`.
+    """
     data = next((sample[extension] for extension in PICTURES if extension in sample), None)
     if data is None:
-        raise ShardError(f"{name} has no picture; its members need one of {', '.join(PICTURES)}.")
+        raise ImageError(f"{name} has no picture; its members need one of {', '.join(PICTURES)}.")
     return load_image(io.BytesIO(data), name=name)
 
 
-class ImageTextShards:
-    """Shards with a picture and either a `json` ({"captions": [...]} or {"caption": ...}) or a `txt` per sample.
+def read_pair(sample: dict[str, Any], name: str) -> Pair:
+    """A sample as a Pair; see `read_texts` and `read_picture`."""
+    captions, description, label = read_texts(sample, name)
+    return Pair(sample["__key__"], read_picture(sample, name), captions, description, label)
+
+
+class ImageTextStream:
+    """The pairs of a source, in its order, without a look at it first.
+
+    Args:
+        location: see `training.sources.open_source`.
+        on_error: "stop": a sample that cannot be used ends the run with its sentence; "skip": it is left out, counted
+            in `skipped` (shards, captions, pictures) and, the first few of them, logged.
+
+    Attributes:
+        place: behind what has been read so far; `pairs` goes on from there.
 
     Raises:
-        ShardError: a sample without picture or caption; the sentence names its key.
+        ShardError: there is no such source.
     """
 
-    def __init__(self, root: str | Path, count: int | None = None) -> None:
-        self.root, self.shards = root, TarShards(root)
-        self.count = len(self.shards) if count is None else min(count, len(self.shards))
+    def __init__(self, location: str | Path, on_error: Literal["skip", "stop"] = "stop") -> None:
+        self.location, self.on_error = location, on_error
+        self.source = open_source(location)
+        self.skipped: Counter[str] = Counter()
+        self.place: Place | None = None
 
-    def __len__(self) -> int:
-        return self.count
+    def pairs(self, reader: int = 0, readers: int = 1, place: Place | None = None) -> Iterator[Pair]:
+        """The pairs of one of several readers, from a `place` on that an earlier stream came to.
 
-    def __getitem__(self, index: int) -> Pair:
-        sample = self.shards[index]
-        key = sample["__key__"]
-        try:
-            values = json.loads(sample.get("json", b"{}"))
-            captions = values.get("captions") or [values.get("caption") or sample.get("txt", b"").decode().strip()]
-        except (ValueError, AttributeError) as error:
-            raise ShardError(
-                f"{self.root}: sample {key}: its captions cannot be read ({error}); mend or drop it."
-            ) from error
-        if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
-            raise ShardError(
-                f"{self.root}: sample {key}: its captions are {str(captions)[:80]!r}; 'captions' must be a list of "
-                "texts and 'caption' one text."
-            )
-        if not all(caption.strip() for caption in captions):
-            raise ShardError(
-                f"{self.root}: sample {key} has no caption or an empty one; give it a .txt, or 'captions' in its .json."
-            )
-        return Pair(key, read_picture(sample, self.root), captions, values.get("description") or captions[0])
+        Raises:
+            ShardError, CaptionError, ImageError: with on_error="stop", the first thing that cannot be used.
+        """
+        return self._usable(read_pair, reader, readers, place)
 
+    def pictures(self) -> Iterator[tuple[str, Image.Image]]:
+        """All pictures with their keys, whether they have captions or not; raises as `pairs`."""
+        return self._usable(lambda sample, name: (sample["__key__"], read_picture(sample, name)))
 
-def vae_hash(vae: AutoencoderKL) -> str:
-    """A short hash of the VAE's weights and scaling factor: what its latents depend on."""
-    digest = hashlib.sha256(str(vae.config.scaling_factor).encode())
-    for name, value in sorted(vae.state_dict().items()):
-        digest.update(name.encode() + value.detach().float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    def leave_out(self, error: ShardError | ImageError) -> None:
+        """Raises `error`, or counts and logs it."""
+        if self.on_error == "stop":
+            raise error
+        kind = {CaptionError: "captions", ImageError: "pictures"}.get(type(error), "shards")
+        self.skipped[kind] += 1
+        if self.skipped.total() <= LOGGED:
+            logger.warning("Left out: %s", error)
 
-
-def preprocessing_hash(image_size: int) -> str:
-    """Changes whenever the way from a picture to pixel_values does: size, and the code of `to_pixel_values`."""
-    code = Path(to_pixel_values.__code__.co_filename).read_bytes()
-    return hashlib.sha256(code + str(image_size).encode()).hexdigest()[:16]
-
-
-def load_cached(folder: str | Path, vae: AutoencoderKL | None = None) -> dict:
-    """Reads a cache written by `encoder.cache_latents`.
-
-    Returns:
-        latents float16 [N, 16, height, width]; pixels uint8 [N, 3, 8 height, 8 width]; keys, descriptions (lists of
-        str); captions (list of lists of str); metadata.
-
-    Raises:
-        ShardError: there is no cache, encoder/images.py has changed since it was made, or `vae` is given and another
-            VAE made it.
-    """
-    folder = Path(folder)
-    if not (folder / CACHE_FILE).is_file():
-        raise ShardError(f"There is no latent cache at {folder}; make it with python -m encoder.cache_latents.")
-    with safe_open(folder / CACHE_FILE, framework="pt") as file:
-        metadata = file.metadata()
-        if metadata["preprocessing"] != preprocessing_hash(int(metadata["image_size"])):
-            raise ShardError(
-                f"The pictures of the latent cache {folder} were prepared by another version of encoder/images.py; "
-                "make it again with python -m encoder.cache_latents."
-            )
-        cache = {"latents": file.get_tensor("latents"), "pixels": file.get_tensor("pixels"), "metadata": metadata}
-    if vae is not None and metadata["vae"] != vae_hash(vae):
-        raise ShardError(
-            f"The latent cache {folder} was made by VAE {metadata['vae']}, not by this one "
-            f"({vae_hash(vae)}); make it again with python -m encoder.cache_latents."
-        )
-    return {**cache, **json.loads((folder / TEXTS_FILE).read_text())}
+    def _usable(
+        self, read: Callable[[dict, str], T], reader: int = 0, readers: int = 1, place: Place | None = None
+    ) -> Iterator[T]:
+        for behind, sample in self.source.samples(reader, readers, place):
+            self.place = behind
+            if isinstance(sample, ShardError):
+                self.leave_out(sample)
+                continue
+            try:
+                row = read(sample, f"{self.location}: sample {sample['__key__']}")
+            except (ShardError, ImageError) as error:
+                self.leave_out(error)
+            else:
+                yield row
 
 
 def choose_caption(captions: list[str], rng: np.random.Generator, last_caption_probability: float) -> str:
-    """The last caption with that probability (in `shapes` it is the fullest), else any with equal chance."""
+    """The last caption with that probability (in `shapes` it is the fullest), else any with equal chance.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not captions:
+        raise ValueError(
+            "A picture of the latent cache has a class but no caption, which this training needs: cache pictures with "
+            "captions."
+        )
     choice = int(rng.integers(len(captions)))
     return captions[-1 if rng.random() < last_caption_probability else choice]
 
@@ -134,14 +169,14 @@ class CachedPairs(Dataset):
     """Cached latents with one caption of each picture, drawn anew every epoch.
 
     Args:
-        cache: what `load_cached` returns.
+        cache: whose pictures all have captions.
         last_caption_probability: see `choose_caption`.
 
     Items are {"latents": float32 [16, height, width], "pixels": uint8 [3, 8 height, 8 width], "caption": str,
     "key": str}.
     """
 
-    def __init__(self, cache: dict, seed: int, last_caption_probability: float = 0.0) -> None:
+    def __init__(self, cache: LatentCache, seed: int, last_caption_probability: float = 0.0) -> None:
         self.cache, self.seed, self.epoch = cache, seed, 0
         self.last_caption_probability = last_caption_probability
 
@@ -149,16 +184,16 @@ class CachedPairs(Dataset):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.cache["keys"])
+        return len(self.cache)
 
     def __getitem__(self, index: int) -> dict:
-        captions = self.cache["captions"][index]
+        captions = self.cache.captions[index]
         rng = sample_rng(self.seed, self.epoch, index)
         return {
-            "latents": self.cache["latents"][index].float(),
-            "pixels": self.cache["pixels"][index],
+            "latents": self.cache.latents[index].float(),
+            "pixels": self.cache.pixels[index],
             "caption": choose_caption(captions, rng, self.last_caption_probability),
-            "key": self.cache["keys"][index],
+            "key": self.cache.keys[index],
         }
 
 
@@ -172,14 +207,13 @@ class DistinctSampler(Sampler[int]):
         ValueError: fewer different descriptions than a batch needs.
     """
 
-    def __init__(self, descriptions: list[str], batch_size: int, seed: int) -> None:
-        numbers = {text: number for number, text in enumerate(dict.fromkeys(descriptions))}
-        if len(numbers) < batch_size:
+    def __init__(self, descriptions: Sequence[str] | np.ndarray, batch_size: int, seed: int) -> None:
+        different, self.labels = np.unique(descriptions, return_inverse=True)
+        if len(different) < batch_size:
             raise ValueError(
-                f"A batch of {batch_size} needs as many different descriptions and there are {len(numbers)}; "
+                f"A batch of {batch_size} needs as many different descriptions and there are {len(different)}; "
                 "lower per_device_train_batch_size or write more pictures."
             )
-        self.labels = [numbers[text] for text in descriptions]
         self.batch_size, self.seed, self.epoch = batch_size, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -202,10 +236,12 @@ class DistinctSampler(Sampler[int]):
             while size < self.batch_size:
                 index = next(fresh, None)
                 if index is None:
-                    fresh = iter(rng.permutation(len(self.labels)).tolist())
-                elif self.labels[index] in taken:
-                    waiting.setdefault(self.labels[index], deque()).append(index)
+                    fresh = map(int, rng.permutation(len(self.labels)))
+                    continue
+                label = int(self.labels[index])
+                if label in taken:
+                    waiting.setdefault(label, deque()).append(index)
                 else:
-                    taken.add(self.labels[index])
+                    taken.add(label)
                     size += 1
                     yield index

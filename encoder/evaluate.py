@@ -18,7 +18,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from encoder.autoencoder import OpenVision3Autoencoder, load_autoencoder
-from encoder.data import load_cached
+from encoder.cache import LatentCache
 from encoder.images import to_pixel_values
 from encoder.metrics import psnr
 from encoder.tokenizer import load_tokenizer
@@ -103,7 +103,7 @@ def evaluate(
     tokenizer: PreTrainedTokenizerBase,
     scenes: list[Scene],
     image_size: int,
-    train_cache: dict | None,
+    train_cache: LatentCache | None,
 ) -> dict:
     """All figures of one split."""
     pictures = [render(scene, image_size) for scene in scenes]
@@ -152,12 +152,12 @@ def evaluate(
         train_tokens = torch.cat(
             [
                 model.encoder(latents=part.float()).last_hidden_state
-                for part in train_cache["latents"][:4096].split(BATCH)
+                for part in train_cache.latents[:4096].split(BATCH)
             ]
         )
         train_features = F.normalize(model.image_features(train_tokens), dim=-1)
         nearest = (image_features @ train_features.T).argmax(dim=1).tolist()
-        texts = [train_cache["captions"][index][0] for index in nearest]
+        texts = [train_cache.captions[index][0] for index in nearest]
         report["nearest_caption"], report["nearest_caption_objects"] = caption_shares(texts, scenes)
     return report
 
@@ -175,7 +175,7 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     model = load_autoencoder(args.model)
     tokenizer = load_tokenizer(args.model / "tokenizer")
-    cache = None if args.train is None else load_cached(args.train)
+    cache = None if args.train is None else LatentCache([args.train])
     report = {
         split: evaluate(
             model, tokenizer, [scene_at(split, index) for index in range(args.count)], args.image_size, cache

@@ -16,7 +16,8 @@ from transformers import PreTrainedTokenizerBase
 
 from encoder.accumulation import WholeStep, share_step
 from encoder.autoencoder import OpenVision3Autoencoder
-from encoder.data import CachedPairs, DistinctSampler, load_cached, vae_hash
+from encoder.cache import LatentCache, vae_hash
+from encoder.data import CachedPairs, DistinctSampler
 from encoder.images import picture_grid, to_pil
 from encoder.lineage import start_training
 from encoder.model import PRESETS
@@ -135,12 +136,12 @@ def main(argv: list[str]) -> None:
     seed = recipe.trainer.get("seed", 42)
     torch.manual_seed(seed)
     vae = load_vae(recipe.vae)
-    cache = load_cached(recipe.cache, vae)
+    cache = LatentCache([recipe.cache], vae)
     tokenizer = load_tokenizer(recipe.tokenizer)
-    model = build_model(recipe, len(tokenizer), cache["pixels"].shape[-1])
+    model = build_model(recipe, len(tokenizer), cache.image_size)
     batch_size = recipe.trainer.get("per_device_train_batch_size", 8)
     batch_size *= recipe.trainer.get("gradient_accumulation_steps", 1)
-    shown = cache["latents"][:16].float()
+    shown = cache.latents[:16].float()
 
     def sample_pictures() -> Image.Image:
         vae.to(model.device)
@@ -159,7 +160,7 @@ def main(argv: list[str]) -> None:
         CachedPairs(cache, seed, recipe.last_caption_probability),
         recipe,
         collate=PairCollator(tokenizer, model.config.text.get("max_position_embeddings", 128)),
-        sampler=lambda world_size: DistinctSampler(cache["descriptions"], batch_size * world_size, seed),
+        sampler=lambda world_size: DistinctSampler(cache.descriptions, batch_size * world_size, seed),
         export=export,
         sample_pictures=sample_pictures,
         share_step=share_step,

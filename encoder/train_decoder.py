@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from encoder.autoencoder import OpenVision3Autoencoder, load_autoencoder, load_encoder
-from encoder.data import CachedPairs, load_cached, vae_hash
+from encoder.cache import LatentCache, vae_hash
+from encoder.data import CachedPairs
 from encoder.decoder import DECODER_PRESETS, LatentDecoder
 from encoder.images import picture_grid, to_pil
 from encoder.lineage import start_training
@@ -119,7 +120,7 @@ def main(argv: list[str]) -> None:
     vae = load_vae(recipe.vae)
     encoder = load_encoder(recipe.encoder).requires_grad_(False)
     encoder.vae = None  # the cache stands in its place
-    cache = load_cached(recipe.cache, vae)
+    cache = LatentCache([recipe.cache], vae)
     dataset = CachedPairs(cache, seed)
     settings = {**DECODER_PRESETS[recipe.size], "noise_tau": recipe.noise_tau, "noise_space": recipe.noise_space}
     config = encoder.config

@@ -4,8 +4,10 @@ Random crops instead of whole pictures: a convolutional autoencoder learns what 
 it more different edges per second.
 """
 
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,13 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from encoder.data import read_picture
-from encoder.images import picture_grid, to_pil, to_pixel_values
+from encoder.data import ImageTextStream
+from encoder.images import ImageError, picture_grid, to_pil, to_pixel_values
 from encoder.linear_code import LinearCode
 from encoder.vae import DOWNSAMPLING, decode, encode, tiny_vae
 from training.cli import run_cli
 from training.recipes import Recipe, check_init_from, load_recipe
-from training.shards import TarShards, sample_rng
+from training.shards import sample_rng
 from training.trainer import run_training
 
 # The weight of the KL term relative to a summed reconstruction error (latent diffusion, arXiv 2112.10752).
@@ -35,6 +37,7 @@ class VAERecipe(Recipe):
     """Training of the tiny f8, 16-channel autoencoder on crops of pictures."""
 
     shards: list[str] = field(default_factory=list, metadata={"help": "folders of .tar shards with pictures"})
+    on_error: str = field(default="stop", metadata={"help": "at a picture that cannot be used: stop, or skip it"})
     crop_size: int = field(default=32, metadata={"help": "side of the random crops in pixels, a multiple of 8"})
     mse_weight: float = field(default=2.0, metadata={"help": "weight of the squared error beside the absolute one"})
     chroma_weight: float = field(
@@ -48,29 +51,38 @@ class VAERecipe(Recipe):
 class Crops(Dataset):
     """Random square crops, one a picture and epoch; of two candidates the one with more contrast is taken.
 
-    Items are {"pixel_values": uint8 [3, crop_size, crop_size], "key": str}.
+    Items are {"pixel_values": uint8 [3, crop_size, crop_size], "key": str}. All pictures are held in memory. What
+    on_error="skip" leaves out is counted in `skipped`.
 
     Raises:
-        ValueError: there is no picture, one is smaller than a crop, or crop_size is not a multiple of 8.
+        ValueError: there is no picture, one cannot be read or is smaller than a crop, or crop_size is not a multiple of
+            8.
     """
 
-    def __init__(self, folders: list[str], crop_size: int, seed: int) -> None:
+    def __init__(
+        self, folders: list[str], crop_size: int, seed: int, on_error: Literal["skip", "stop"] = "stop"
+    ) -> None:
         if crop_size < DOWNSAMPLING or crop_size % DOWNSAMPLING:
             raise ValueError(f"crop_size is {crop_size} and must be a multiple of {DOWNSAMPLING}.")
         self.crop_size, self.seed, self.epoch = crop_size, seed, 0
         self.keys: list[str] = []
         self.pictures: list[np.ndarray] = []
+        self.skipped: Counter[str] = Counter()
         for folder in folders:
-            shards = TarShards(folder)
-            for sample in (shards[index] for index in range(len(shards))):
-                self.keys.append(f"{folder}/{sample['__key__']}")
-                self.pictures.append(np.asarray(read_picture(sample, folder)))
-                height, width = self.pictures[-1].shape[:2]
-                if min(height, width) < crop_size:
-                    raise ValueError(
-                        f"{self.keys[-1]} is {width}x{height}, smaller than crop_size={crop_size}: lower crop_size or "
-                        "leave the picture out."
+            stream = ImageTextStream(folder, on_error)
+            for key, picture in stream.pictures():
+                if min(picture.size) < crop_size:
+                    width, height = picture.size
+                    stream.leave_out(
+                        ImageError(
+                            f"{folder}/{key} is {width}x{height}, smaller than crop_size={crop_size}: lower crop_size "
+                            "or leave the picture out."
+                        )
                     )
+                    continue
+                self.keys.append(f"{folder}/{key}")
+                self.pictures.append(np.asarray(picture))
+            self.skipped += stream.skipped
         if not self.pictures:
             raise ValueError(f"shards holds no picture ({folders}): name folders of .tar shards with pictures.")
 
@@ -153,7 +165,9 @@ def main(argv: list[str]) -> None:
     recipe = load_recipe(VAERecipe, argv)
     seed = recipe.trainer.get("seed", 42)
     torch.manual_seed(seed)
-    dataset = Crops(recipe.shards, recipe.crop_size, seed)
+    dataset = Crops(recipe.shards, recipe.crop_size, seed, recipe.on_error)
+    if dataset.skipped:
+        print(f"left out: {dict(dataset.skipped)}")
     if recipe.init_from is None:
         vae = tiny_vae()
         with torch.no_grad():  # the posterior starts narrow, else its noise drowns the first few hundred steps

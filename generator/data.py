@@ -1,9 +1,7 @@
 """What the generator trains on: image tokens (or the latents they come from) with a caption or a class label."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,7 +9,8 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from encoder.data import choose_caption, load_cached
+from encoder.cache import LatentCache, Rows
+from encoder.data import choose_caption
 from generator.text import TextStates, tokenize
 from training.shards import sample_rng
 
@@ -22,45 +21,40 @@ ENCODE_BATCH = 128
 class Drawings:
     """latents float16 [pictures, 16, height, width]; captions of each picture; labels where classes are drawn."""
 
-    keys: list[str]
-    latents: Tensor
-    captions: list[list[str]]
-    labels: list[int] | None = None
+    keys: Sequence[str]
+    latents: Tensor | Rows
+    captions: Sequence[list[str]]
+    labels: Sequence[int] | None = None
 
 
-def load_drawings(
-    folders: Sequence[str], vae: AutoencoderKL, labels: str | None = None, num_classes: int | None = None
-) -> Drawings:
-    """Joins caches that encoder.cache_latents wrote with this `vae`; labels: a JSON file {key: class number}.
+def load_drawings(folders: Sequence[str], vae: AutoencoderKL, num_classes: int | None = None) -> Drawings:
+    """Joins caches that encoder.cache_latents wrote with this `vae`; a row each view of a picture.
 
     Raises:
         ValueError: there is no such cache, another VAE made it, or a picture has no class where classes are drawn.
     """
     if not folders:
         raise ValueError("The recipe's data is empty: name the folders that encoder.cache_latents wrote.")
-    caches = [load_cached(folder, vae) for folder in folders]
-    keys = [key for cache in caches for key in cache["keys"]]
-    numbers = None
+    cache = LatentCache(folders, vae)
+    labels = None
     if num_classes is not None:
-        if labels is None:
-            raise ValueError("The recipe has num_classes but no labels: name a JSON file {key: class number}.")
-        known = json.loads(Path(labels).read_text())
-        for key in keys:
-            if not 0 <= known.get(key, -1) < num_classes:
-                raise ValueError(f"{labels} gives picture {key} no class below {num_classes}: add or correct it.")
-        numbers = [known[key] for key in keys]
-    latents = torch.cat([cache["latents"] for cache in caches])
-    return Drawings(keys, latents, [texts for cache in caches for texts in cache["captions"]], numbers)
+        labels = cache.labels
+        if len(wrong := np.flatnonzero((labels < 0) | (labels >= num_classes))):
+            raise ValueError(
+                f"Picture {cache.keys[wrong[0]]} of {', '.join(folders)} has no class below {num_classes}: cache "
+                "pictures with a .cls or a label each, or correct num_classes."
+            )
+    return Drawings(cache.keys, cache.latents, cache.captions, labels)
 
 
-def encode_latents(autoencoder: nn.Module, latents: Tensor) -> Iterator[Tensor]:
+def encode_latents(autoencoder: nn.Module, latents: Tensor | Rows) -> Iterator[Tensor]:
     """latents [pictures, 16, height, width] -> image tokens [up to 128, num_patches, channels], batch by batch."""
     parameter = next(autoencoder.parameters())
     for chunk in latents.split(ENCODE_BATCH):
         yield autoencoder.encode_latents(chunk.to(parameter.device, parameter.dtype))
 
 
-def cache_tokens(autoencoder: nn.Module, latents: Tensor) -> Tensor:
+def cache_tokens(autoencoder: nn.Module, latents: Tensor | Rows) -> Tensor:
     """All image tokens as float16 [pictures, num_patches, channels] in memory."""
     tokens = torch.cat([chunk.cpu().half() for chunk in encode_latents(autoencoder, latents)])
     if not torch.isfinite(tokens).all():
@@ -92,7 +86,8 @@ class DrawingDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict:
         rng = sample_rng(self.seed, self.epoch, index)
-        text = choose_caption(self.drawings.captions[index], rng, self.last_caption_probability)
+        if self.drawings.labels is None:
+            text = choose_caption(self.drawings.captions[index], rng, self.last_caption_probability)
         dropped = rng.random() < self.drop
         item = {
             "key": self.drawings.keys[index],
@@ -102,7 +97,7 @@ class DrawingDataset(Dataset):
         if self.drawings.labels is None:
             item["text"] = "" if dropped else text
         else:
-            item["label"] = self.null_label if dropped else self.drawings.labels[index]
+            item["label"] = self.null_label if dropped else int(self.drawings.labels[index])
         if self.tokens is None:
             item["latents"] = self.drawings.latents[index]
         else:

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from encoder.data import load_cached
+from encoder.cache import LatentCache
 from encoder.images import picture_grid, to_pil, to_pixel_values
 from generator.draw import add_drawing_options, drawing_options
 from generator.flow import picture_generators
@@ -52,12 +52,13 @@ class NearestCaption:
     """The training picture whose caption shares most words and word pairs with the prompt: what copying would do."""
 
     def __init__(self, folder: str):
-        cache = load_cached(folder)
-        self.pixels = cache["pixels"]
-        self.owner = [index for index, texts in enumerate(cache["captions"]) for _ in texts]
+        cache = LatentCache([folder])
+        self.pixels = cache.pixels
+        captions = list(cache.captions)
+        self.owner = [index for index, texts in enumerate(captions) for _ in texts]
         self.columns: dict[str, list[int]] = {}
         lengths = []
-        for row, text in enumerate(text for texts in cache["captions"] for text in texts):
+        for row, text in enumerate(text for texts in captions for text in texts):
             pieces = self._pieces(text)
             lengths.append(len(pieces))
             for piece in pieces:

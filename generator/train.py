@@ -34,7 +34,7 @@ from training.trainer import run_training
 
 @dataclass
 class GeneratorRecipe(Recipe):
-    """Training of the flow-matching transformer; give text_encoder (text to image) or num_classes with labels."""
+    """Training of the flow-matching transformer; give text_encoder (text to image) or num_classes."""
 
     data: list[str] = field(default=REQUIRED, metadata={"help": "folders written by encoder.cache_latents"})
     autoencoder: str = field(default=REQUIRED, metadata={"help": "folder of the frozen OpenVision3Autoencoder"})
@@ -45,8 +45,9 @@ class GeneratorRecipe(Recipe):
         default=None,
         metadata={"help": "folder of its tokenizer; none: text_encoder's folder, or autoencoder/tokenizer"},
     )
-    num_classes: int | None = field(default=None, metadata={"help": "draw this many classes instead of text"})
-    labels: str | None = field(default=None, metadata={"help": "JSON file {picture key: class number}"})
+    num_classes: int | None = field(
+        default=None, metadata={"help": "draw this many classes, the labels in the cache, instead of text"}
+    )
     size: str = field(default="tiny", metadata={"help": f"transformer size: {', '.join(PRESETS)}"})
     transformer: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "arguments of DiTDHTransformer2DModel that differ from the size's"}
@@ -167,7 +168,7 @@ def main(argv: list[str]) -> None:
     autoencoder = load_autoencoder(recipe.autoencoder)
     encoder_hash = weights_hash(recipe.autoencoder)
     text_encoder, tokenizer = load_text(recipe, autoencoder)
-    drawings = load_drawings(recipe.data, autoencoder.vae, recipe.labels, recipe.num_classes)
+    drawings = load_drawings(recipe.data, autoencoder.vae, recipe.num_classes)
 
     first = next(encode_latents(autoencoder, drawings.latents[:1]))
     patch = autoencoder.encoder.config.latent_patch_size
@@ -199,11 +200,10 @@ def main(argv: list[str]) -> None:
 
     def sample_pictures() -> Image.Image:
         """The same prompts from the same noise, every time."""
-        prompts = recipe.sample_prompts or [texts[-1] for texts in drawings.captions[:16]]
         if recipe.num_classes is not None:
             what = {"class_labels": [index % recipe.num_classes for index in range(16)]}
         else:
-            what = {"prompt": prompts}
+            what = {"prompt": recipe.sample_prompts or [texts[-1] for texts in drawings.captions[:16]]}
         count = len(next(iter(what.values())))
         autoencoder.to(transformer.device)
         drawn = pipeline(

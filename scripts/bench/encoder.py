@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import ViTConfig, ViTModel
 
 from encoder import OpenVision3Config, OpenVision3ForPreTraining, OpenVision3Model, OpenVision3PreTrainingConfig
-from encoder.data import ImageTextShards
+from encoder.data import ImageTextStream
 from encoder.losses import caption_loss
 from encoder.vae import decode, encode
 from scripts.bench.compare import compare
@@ -107,11 +107,11 @@ def loader(device: str) -> str:
 
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder), "train", count=2000, size=128)
-        shards, tar = ImageTextShards(Path(folder) / "train"), str(Path(folder) / "train/shards/00000.tar")
+        stream, tar = ImageTextStream(Path(folder) / "train"), str(Path(folder) / "train/shards/00000.tar")
 
         def ours() -> None:
-            for index in range(len(shards)):
-                shards[index]
+            for _ in stream.pairs():
+                pass
 
         def theirs() -> None:
             for sample in webdataset.WebDataset(tar, shardshuffle=False):

@@ -12,8 +12,9 @@ from PIL import Image
 
 from demo.export import CACHE, export
 from encoder import OpenVision3Autoencoder
+from encoder.cache import vae_hash
 from encoder.cache_latents import cache_latents
-from encoder.data import ImageTextShards, vae_hash
+from encoder.data import ImageTextStream
 from encoder.lineage import weights_hash, write_parents
 from encoder.tokenizer import load_tokenizer
 from generator import DiTDHTransformer2DModel, OpenVision3Pipeline
@@ -40,7 +41,7 @@ def run(family, tmp_path_factory):
     pipeline.save_pretrained(root / "generator")
     write_parents(root / "generator", {"encoder": weights_hash(root / "encoder" / "autoencoder")})
     write(root, "train", count=80, size=32)
-    cache_latents(ImageTextShards(root / "train" / "shards"), autoencoder.vae, 32, root / CACHE)
+    cache_latents(ImageTextStream(root / "train" / "shards"), autoencoder.vae, 32, root / CACHE)
     return root
 
 

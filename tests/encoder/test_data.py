@@ -1,7 +1,8 @@
-"""Image-text pairs: damage is named, a cache belongs to its VAE, batches hold no description twice."""
+"""Image-text pairs: damage is named and skipped where asked, captions are drawn, batches hold no description twice."""
 
 import io
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,10 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from encoder.cache_latents import cache_latents
-from encoder.data import CachedPairs, DistinctSampler, ImageTextShards, load_cached
-from encoder.vae import encode, tiny_vae
-from training.shards import ShardError, write_shards
+from encoder.data import CachedPairs, DistinctSampler, ImageTextStream
+from training.shards import write_shards
 
 
 def png(color="red"):
@@ -23,24 +22,25 @@ def png(color="red"):
 
 def written(folder, *samples):
     write_shards(folder, [{"__key__": f"{index:04d}", **sample} for index, sample in enumerate(samples)])
-    return ImageTextShards(folder)
+    return ImageTextStream(folder)
 
 
-def test_captions_come_from_json_or_txt(tmp_path):
-    shards = written(
+def test_texts_come_from_json_txt_or_cls(tmp_path):
+    stream = written(
         tmp_path,
         {"png": png(), "json": json.dumps({"captions": ["a", "b"], "description": "d"}).encode()},
-        {"png": png(), "json": b'{"caption": "one"}'},
+        {"png": png(), "json": b'{"caption": "one", "label": 7}'},
         {"png": png(), "txt": b" words \n"},
         {"png": png(), "txt": b"beside", "json": b'{"width": 32}'},
+        {"png": png(), "cls": b"12"},
     )
-    assert [(row.captions, row.description) for row in map(shards.__getitem__, range(4))] == [
-        (["a", "b"], "d"),
-        (["one"], "one"),
-        (["words"], "words"),
-        (["beside"], "beside"),
+    assert [(row.captions, row.description, row.label) for row in stream.pairs()] == [
+        (["a", "b"], "d", None),
+        (["one"], "one", 7),
+        (["words"], "words", None),
+        (["beside"], "beside", None),
+        ([], "class 12", 12),
     ]
-    assert len(ImageTextShards(tmp_path, count=3)) == 3 and len(ImageTextShards(tmp_path, count=9)) == 4
 
 
 @pytest.mark.parametrize(
@@ -57,41 +57,32 @@ def test_captions_come_from_json_or_txt(tmp_path):
         ({"png": png(), "json": b'{"captions": ["fine", null]}'}, "captions are .*None.*list of texts"),
         ({"png": png(), "json": b'{"captions": [3]}'}, "captions are .*3.*list of texts"),
         ({"png": png(), "json": b'{"caption": 3}'}, "captions are .*3.*'caption' one text"),
-        ({"png": b"damaged", "json": b"{"}, "captions cannot be read"),
-        ({"png": b"damaged", "json": b"[1]"}, "captions cannot be read"),
-        ({"png": b"damaged", "txt": b"\xff\xfe"}, "captions cannot be read"),
+        ({"png": b"damaged", "json": b"{"}, "captions or label cannot be read"),
+        ({"png": b"damaged", "json": b"[1]"}, "captions or label cannot be read"),
+        ({"png": b"damaged", "txt": b"\xff\xfe"}, "captions or label cannot be read"),
+        ({"png": png(), "cls": b"cat"}, "captions or label cannot be read"),
     ],
 )
 def test_a_damaged_sample_is_named_by_its_key(tmp_path, sample, says):
-    shards = written(tmp_path, {"png": png(), "txt": b"fine"}, sample)
-    assert shards[0].captions == ["fine"]
+    fine = {"png": png(), "txt": b"fine"}
+    pairs = written(tmp_path, fine, sample, fine).pairs()
+    assert next(pairs).captions == ["fine"]
     with pytest.raises(ValueError, match=f"sample 0001.*{says}"):
-        shards[1]
+        next(pairs)
+    stream = ImageTextStream(tmp_path, on_error="skip")
+    assert [pair.key for pair in stream.pairs()] == ["0000", "0002"]
+    assert stream.skipped == {"pictures" if "picture" in says else "captions": 1}
 
 
-def test_a_cache_holds_the_latents_and_belongs_to_its_vae(tmp_path, small_vae, monkeypatch):
-    colors = ["red", "blue", "lime"]
-    shards = written(tmp_path / "shards", *({"png": png(color), "txt": color.encode()} for color in colors))
-    cache_latents(shards, small_vae, 32, tmp_path / "cache", batch_size=2)
-    cache = load_cached(tmp_path / "cache", small_vae)
-    assert cache["keys"] == ["0000", "0001", "0002"] and cache["captions"] == [["red"], ["blue"], ["lime"]]
-    assert cache["pixels"].dtype == torch.uint8 and cache["pixels"][0, :, 0, 0].tolist() == [255, 0, 0]
-    latents = encode(small_vae, cache["pixels"].float() / 127.5 - 1)
-    torch.testing.assert_close(cache["latents"].float(), latents, atol=2e-3, rtol=2e-3)
-    torch.manual_seed(5)
-    with pytest.raises(ShardError, match="was made by VAE .* not by this one"):
-        load_cached(tmp_path / "cache", tiny_vae())
-    with pytest.raises(ShardError, match="no latent cache"):
-        load_cached(tmp_path / "none")
-    monkeypatch.setattr("encoder.data.preprocessing_hash", lambda image_size: f"another {image_size}")
-    with pytest.raises(ShardError, match="another version of encoder/images.py; make it again"):
-        load_cached(tmp_path / "cache", small_vae)
+def fake_cache(captions):
+    """What CachedPairs needs of a LatentCache, without pictures."""
+    rows = torch.zeros(len(captions), 1)
+    return SimpleNamespace(latents=rows, pixels=rows, captions=captions, keys=list(range(len(captions))))
 
 
 def test_captions_are_drawn_anew_every_epoch():
     captions = [f"caption {index}" for index in range(50)]
-    cache = {"keys": ["a"], "captions": [captions], "latents": torch.zeros(1, 1), "pixels": torch.zeros(1, 1)}
-    pairs, drawn = CachedPairs(cache, seed=0), []
+    pairs, drawn = CachedPairs(fake_cache([captions]), seed=0), []
     for epoch in range(5):
         pairs.set_epoch(epoch)
         assert pairs[0]["caption"] == pairs[0]["caption"]
@@ -100,16 +91,16 @@ def test_captions_are_drawn_anew_every_epoch():
 
 
 def test_the_last_caption_is_drawn_as_often_as_asked():
-    cache = {
-        "keys": list(range(400)),
-        "captions": [["bare", "full"]] * 400,
-        "latents": torch.zeros(400, 1),
-        "pixels": torch.zeros(400, 1),
-    }
+    cache = fake_cache([["bare", "full"]] * 400)
     for probability, expected in ((0.0, 200), (0.6, 320), (1.0, 400)):  # the last is also one of any
         pairs = CachedPairs(cache, seed=0, last_caption_probability=probability)
         full = sum(pairs[index]["caption"] == "full" for index in range(400))
         assert abs(full - expected) <= 4 * 10  # four standard deviations of 400 draws
+
+
+def test_a_picture_without_caption_cannot_be_drawn_with_one():
+    with pytest.raises(ValueError, match="has a class but no caption"):
+        CachedPairs(fake_cache([[]]), seed=0)[0]
 
 
 def batches(sampler):

@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 
 from encoder import OpenVision3Autoencoder
+from encoder.cache import LatentCache
 from encoder.cache_latents import main as cache_latents
-from encoder.data import CachedPairs, load_cached
+from encoder.data import CachedPairs
 from encoder.decoder import LatentDecoder
 from encoder.train_decoder import main, store_statistics
 from training.shards import write_shards
@@ -45,7 +46,7 @@ def train(data, out, *overrides):
 
 
 def test_statistics_are_those_of_the_cached_pictures(data, small_encoder):
-    encoder, dataset = small_encoder(), CachedPairs(load_cached(data / "cache"), seed=0)
+    encoder, dataset = small_encoder(), CachedPairs(LatentCache([data / "cache"]), seed=0)
     model = LatentDecoder(32, 16, 2, **SMALL, noise_space="statistics")
     store_statistics(model, encoder, dataset)
     with torch.no_grad():

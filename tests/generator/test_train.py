@@ -1,13 +1,15 @@
 """Training from a latent cache: it runs, exports a pipeline, depends on pictures and not on batches, and refuses."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from encoder.data import CACHE_FILE, TEXTS_FILE, preprocessing_hash, vae_hash
+from encoder.cache import CacheKey, part_name, write_index, write_shard
+from encoder.views import Views
 from generator import DiTDHTransformer2DModel
 from generator.data import Collator, DrawingDataset, Drawings, cache_tokens
 from generator.evaluate import CATEGORIES, prompt_at
@@ -25,27 +27,28 @@ from training.shapes import caption_facts, captions, facts_hold
 COUNT = 24
 
 
+def write_cache(folder, key):
+    """A cache of random latents, whose pictures have captions and, of four, a class."""
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(COUNT, 16, 8, 8, generator=generator).half()
+    texts = [
+        {"key": f"{index:03d}", "captions": ["a red circle", f"a blue square {'left ' * (index % 3)}"],
+         "description": str(index), "label": index % 4}
+        for index in range(COUNT)
+    ]  # fmt: skip
+    shard = folder / f"{part_name(0, 1)}-00000.safetensors"
+    write_shard(shard, latents, torch.zeros(COUNT, 3, 64, 64, dtype=torch.uint8), texts, key.dump())
+    write_index(folder, 0, 1, key, [COUNT])
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory, autoencoder, tokenizer):
     """An autoencoder folder, a cache of random latents and a recipe."""
     folder = tmp_path_factory.mktemp("generator")
     autoencoder.save_pretrained(folder / "autoencoder")
     tokenizer.save_pretrained(folder / "autoencoder" / "tokenizer")
-    (folder / "cache").mkdir()
-    generator = torch.Generator().manual_seed(0)
-    tensors = {
-        "latents": torch.randn(COUNT, 16, 8, 8, generator=generator).half(),
-        "pixels": torch.zeros(COUNT, 3, 64, 64, dtype=torch.uint8),
-    }
-    metadata = {"vae": vae_hash(autoencoder.vae), "preprocessing": preprocessing_hash(64), "image_size": "64"}
-    save_file(tensors, folder / "cache" / CACHE_FILE, metadata=metadata)
-    texts = {
-        "keys": [f"{index:03d}" for index in range(COUNT)],
-        "captions": [["a red circle", f"a blue square {'left ' * (index % 3)}"] for index in range(COUNT)],
-        "descriptions": [str(index) for index in range(COUNT)],
-    }
-    (folder / "cache" / TEXTS_FILE).write_text(json.dumps(texts))
-    (folder / "labels.json").write_text(json.dumps({key: int(key) % 4 for key in texts["keys"]}))
+    write_cache(folder / "cache", CacheKey.of(autoencoder.vae, 64, Views()))
     (folder / "recipe.yaml").write_text(f"""
 output_dir: {folder}/run
 data: [{folder}/cache]
@@ -82,7 +85,7 @@ def test_the_next_stage_starts_from_this_one_on_a_larger_grid(files, make_transf
 
 
 def test_classes_train_too(files):
-    train([str(files / "recipe.yaml"), "num_classes=4", f"labels={files}/labels.json", f"output_dir={files}/classes",
+    train([str(files / "recipe.yaml"), "num_classes=4", f"output_dir={files}/classes",
            "cache_gb=0", "trainer.max_steps=1"])  # fmt: skip
     pipeline = load_pipeline(files / "classes")
     assert pipeline.text_encoder is None
@@ -178,7 +181,7 @@ def test_cached_and_online_text_states_give_the_same_loss(autoencoder, tokenizer
 @pytest.mark.parametrize(
     ("override", "words"),
     [("autoencoder=missing", "no autoencoder at missing"), ("data=[]", "data is empty"), ("shfit=3", "shfit"),
-     ("num_classes=4", "no labels"), ("text_encoder=missing", "no folder missing"),
+     ("num_classes=3", "Picture 003 .* no class below 3"), ("text_encoder=missing", "no folder missing"),
      ("init_from=missing", "init_from: there is no model at missing"),
      ("transformer.hidden_size=[16,96]", "last width is 96, below the token width 192")],
 )  # fmt: skip
@@ -195,10 +198,8 @@ def test_a_state_holds_its_word_in_any_text(pipeline):
     assert torch.allclose(states[0, :, width:].square().mean(-1), torch.ones(states.shape[1]), atol=1e-3)
 
 
-def test_a_cache_of_another_vae_is_refused(files):
-    (files / "other").mkdir()
-    metadata = {"vae": "other", "preprocessing": preprocessing_hash(64), "image_size": "64"}
-    save_file(load_file(files / "cache" / CACHE_FILE), files / "other" / CACHE_FILE, metadata=metadata)
+def test_a_cache_of_another_vae_is_refused(files, autoencoder):
+    write_cache(files / "other", replace(CacheKey.of(autoencoder.vae, 64, Views()), vae="other"))
     with pytest.raises(ValueError, match="was made by VAE other, not by this one"):
         train([str(files / "recipe.yaml"), f"data=[{files}/other]"])
 

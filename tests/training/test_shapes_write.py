@@ -8,7 +8,7 @@ import pytest
 
 from training.shapes import HELD_OUT_PAIRS, caption_facts, captions, facts_hold, questions
 from training.shapes.write import scene_at, scene_from_dict, write
-from training.shards import TarShards
+from training.shards import read_tar
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +25,12 @@ def test_the_same_seed_writes_the_same_bytes(folder, tmp_path):
         assert file.read_bytes() == (tmp_path / file.relative_to(folder)).read_bytes(), file.name
 
 
+def _samples(folder, split):
+    return [sample for path in sorted((folder / split / "shards").iterdir()) for _, sample in read_tar(path)]
+
+
 def _text_of(folder, split):
-    shards = TarShards(folder / split / "shards")
-    texts = [shards[index]["json"].decode() for index in range(len(shards))]
+    texts = [sample["json"].decode() for sample in _samples(folder, split)]
     texts += [(folder / split / name).read_text() for name in ("questions.json", "corpus.txt")]
     return "\n".join(texts)
 
@@ -47,9 +50,8 @@ def test_every_scene_of_test_combo_holds_a_held_out_pair():
 
 
 def test_captions_parse_back_and_hold(folder):
-    shards = TarShards(folder / "train" / "shards")
-    for index in range(len(shards)):
-        values = json.loads(shards[index]["json"])
+    for sample in _samples(folder, "train"):
+        values = json.loads(sample["json"])
         scene = scene_from_dict(values["scene"])
         assert values["captions"] == captions(scene)
         for text in values["captions"]:
