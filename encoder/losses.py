@@ -81,18 +81,23 @@ def reconstruction_losses(
     pixel_values: Tensor | None,
     decode_latents: Callable[[Tensor], Tensor] | None,
     pixel_loss_fraction: float,
+    lpips: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """The raw terms of equation 4 by name: `latent`, and with `decode_latents` `pixel`.
+    """The raw terms of equation 4 by name: `latent`, with `decode_latents` also `pixel`, and `lpips` where it is given.
 
     Args:
         decoded, latents: [batch, latent_channels, height/8, width/8].
         pixel_values: [batch, 3, height, width] in [-1, 1].
         decode_latents: the frozen VAE's decoder; None: latents only.
         pixel_loss_fraction: share of the rows, drawn anew at each call, that are decoded to pixels.
+        lpips: see encoder.lpips; averaged over the same rows as the pixel loss.
     """
     losses = {"latent": F.l1_loss(decoded, latents)}
     if decode_latents is not None and pixel_loss_fraction > 0:
         count = math.ceil(pixel_loss_fraction * latents.shape[0])
         rows = torch.randperm(latents.shape[0])[:count].to(latents.device)
-        losses["pixel"] = F.l1_loss(decode_latents(decoded[rows]), pixel_values[rows])
+        pictures = decode_latents(decoded[rows])
+        losses["pixel"] = F.l1_loss(pictures, pixel_values[rows])
+        if lpips is not None:
+            losses["lpips"] = lpips(pictures, pixel_values[rows]).mean()
     return losses

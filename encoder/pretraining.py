@@ -30,7 +30,7 @@ class OpenVision3PreTrainingConfig(PretrainedConfig):
     Args:
         encoder, decoder, text: keyword arguments of OpenVision3Config, LatentDecoder and OpenVision3TextConfig.
         reconstruction_weight, understanding_weight: w_rec and w_und, equation 6.
-        latent_weight: beta, of the latent l1 beside the pixel l1, equation 4.
+        latent_weight, lpips_weight: beta and lambda, of latent l1 and LPIPS beside the pixel l1, equation 4.
         contrastive_weight: alpha, of contrast beside captioning, equation 5.
         noise_tau, noise_space: see LatentDecoder. tau is not published; 0.8 is RAE's.
         pixel_loss_fraction: share of the batch, drawn anew each step, that is decoded to pixels.
@@ -47,6 +47,7 @@ class OpenVision3PreTrainingConfig(PretrainedConfig):
         reconstruction_weight: float = 0.5,
         understanding_weight: float = 1.0,
         latent_weight: float = 0.4,
+        lpips_weight: float = 0.0,
         contrastive_weight: float = 1.0,
         noise_tau: float = 0.8,
         noise_space: str = "layernorm",
@@ -66,6 +67,7 @@ class OpenVision3PreTrainingConfig(PretrainedConfig):
         self.reconstruction_weight = reconstruction_weight
         self.understanding_weight = understanding_weight
         self.latent_weight = latent_weight
+        self.lpips_weight = lpips_weight
         self.contrastive_weight = contrastive_weight
         self.noise_tau = noise_tau
         self.noise_space = noise_space
@@ -211,6 +213,7 @@ class OpenVision3ForPreTraining(StrictLoading, PreTrainedModel):
         attention_mask: Tensor,
         pixel_values: Tensor | None = None,
         decode_latents: Callable[[Tensor], Tensor] | None = None,
+        lpips: Callable[[Tensor, Tensor], Tensor] | None = None,
         measure_gradients: bool = False,
         whole_step: WholeStep | None = None,
     ) -> PreTrainingOutput:
@@ -222,8 +225,9 @@ class OpenVision3ForPreTraining(StrictLoading, PreTrainedModel):
             attention_mask: [batch, length], 1 on the caption.
             pixel_values: [batch, 3, height, width] in [-1, 1]; with `decode_latents` (the frozen VAE's decoder), the
                 pixel loss is computed on a random `pixel_loss_fraction` of the rows.
-            measure_gradients: also report, as `gradient/name`, the norm of each weighted term's gradient on the image
-                tokens: which loss the encoder listens to.
+            lpips: see encoder.lpips; None: lpips_weight has nothing to weigh.
+            measure_gradients: also report, as `gradient/name`, the norm of each weighted term's gradient on the
+                encoder's parameters: which loss it listens to.
             whole_step: this is one of several micro-batches, contrasted with all of them (see encoder.accumulation).
 
         Raises:
@@ -237,10 +241,11 @@ class OpenVision3ForPreTraining(StrictLoading, PreTrainedModel):
         patch = self.encoder.config.latent_patch_size
         grid = (latents.shape[2] // patch, latents.shape[3] // patch)
         decoded = self.latent_decoder(image_tokens, grid)
-        raw = reconstruction_losses(decoded, latents, pixel_values, decode_latents, config.pixel_loss_fraction)
+        raw = reconstruction_losses(decoded, latents, pixel_values, decode_latents, config.pixel_loss_fraction, lpips)
         weights = {
             "latent": config.reconstruction_weight * config.latent_weight,
             "pixel": config.reconstruction_weight,
+            "lpips": config.reconstruction_weight * config.lpips_weight,
             "caption": config.understanding_weight,
             "contrastive": config.understanding_weight * config.contrastive_weight,
         }
@@ -260,10 +265,12 @@ class OpenVision3ForPreTraining(StrictLoading, PreTrainedModel):
         loss = sum(weights[name] * value for name, value in raw.items())
         losses = {name: value.detach() for name, value in raw.items()}
         losses.update({f"weighted/{name}": weights[name] * value.detach() for name, value in raw.items()})
-        if measure_gradients:
+        learning = [value for value in self.encoder.parameters() if value.requires_grad]
+        if measure_gradients and learning:
             for name, value in raw.items():
-                (gradient,) = torch.autograd.grad(weights[name] * value, image_tokens, retain_graph=True)
-                losses[f"gradient/{name}"] = gradient.float().norm()
+                gradients = torch.autograd.grad(weights[name] * value, learning, retain_graph=True, allow_unused=True)
+                norms = [gradient.float().norm() for gradient in gradients if gradient is not None]
+                losses[f"gradient/{name}"] = torch.stack(norms).norm()
         with torch.no_grad():
             power = image_tokens.float().pow(2).mean(dim=(0, 1))
             top = max(1, power.numel() // 100)

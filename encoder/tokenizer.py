@@ -62,6 +62,29 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(folder)
 
 
+def text_settings(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """What a text tower must know of its tokenizer: vocab_size, and the ids of beginning, end and padding.
+
+    Beginning and end are what the tokenizer itself puts around a text: <s> and </s>, or BERT's [CLS] and [SEP].
+
+    Raises:
+        ValueError: it puts anything else than one token before and one after a text, or has no padding token.
+    """
+    around = tokenizer("", add_special_tokens=True)["input_ids"]
+    if len(around) != 2 or tokenizer.pad_token_id is None:
+        raise ValueError(
+            f"The tokenizer {tokenizer.name_or_path} puts {len(around)} tokens around a text and its padding token is "
+            f"{tokenizer.pad_token}; captions need one before, one after and padding: set add_bos_token, add_eos_token "
+            "and pad_token."
+        )
+    return {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": around[0],
+        "eos_token_id": around[1],
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+
+
 def tokenize_captions(tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int) -> tuple[Tensor, Tensor]:
     """input_ids and attention_mask [batch, longest]: bos, words, eos, padding on the right; longer texts are cut."""
     rows = tokenizer(texts, add_special_tokens=True)["input_ids"]

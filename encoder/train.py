@@ -20,15 +20,17 @@ from encoder.cache import LatentCache, vae_hash
 from encoder.data import CachedPairs, DistinctSampler
 from encoder.images import picture_grid, to_pil
 from encoder.lineage import start_training
+from encoder.lpips import LPIPS, lpips_of_recipe
 from encoder.model import PRESETS
 from encoder.pretraining import OpenVision3ForPreTraining, OpenVision3PreTrainingConfig
-from encoder.tokenizer import load_tokenizer, tokenize_captions
+from encoder.text import OpenVision3TextConfig
+from encoder.tokenizer import load_tokenizer, text_settings, tokenize_captions
 from encoder.vae import decode, load_vae
 from training.cli import run_cli
 from training.recipes import REQUIRED, Recipe, check_init_from, load_recipe
 from training.trainer import run_training
 
-# Every so many steps the gradient of each loss is measured: one more backward pass through what follows the tokens.
+# Every so many steps the gradient of each loss on the encoder is measured: a backward pass more for each of them.
 GRADIENT_STEPS = 50
 
 
@@ -43,6 +45,8 @@ class EncoderRecipe(Recipe):
     last_caption_probability: float = field(
         default=0.0, metadata={"help": "of taking a picture's last caption, in `shapes` the fullest; else any of them"}
     )
+    lpips_vgg: str | None = field(default=None, metadata={"help": "VGG16's weights, where lpips_weight is above 0"})
+    lpips_linear: str | None = field(default=None, metadata={"help": "LPIPS' own weights, see encoder/lpips.py"})
     objective: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "keyword arguments of OpenVision3PreTrainingConfig: loss weights, tau"}
     )
@@ -66,12 +70,12 @@ class PairCollator:
 
 
 class PreTrainingObjective(nn.Module):
-    """The model as the Trainer sees it. The frozen VAE is no submodule: it is neither saved nor counted."""
+    """The model as the Trainer sees it. Frozen VAE and LPIPS are no submodules: neither saved nor counted."""
 
-    def __init__(self, model: OpenVision3ForPreTraining, vae: AutoencoderKL) -> None:
+    def __init__(self, model: OpenVision3ForPreTraining, vae: AutoencoderKL, lpips: LPIPS | None = None) -> None:
         super().__init__()
         self.model = model
-        self._vae = (vae,)  # a tuple: not registered
+        self._vae, self._lpips = (vae,), (lpips,)  # tuples: not registered
         self._steps = 0
 
     def _decode(self, latents: Tensor) -> Tensor:
@@ -91,6 +95,7 @@ class PreTrainingObjective(nn.Module):
         if features_only:
             return self.model.features(latents, input_ids, attention_mask)
         with_pixels = self.model.config.pixel_loss_fraction > 0
+        lpips = self._lpips[0] and self._lpips[0].to(latents.device)
         measure_gradients = self.training and self._steps % GRADIENT_STEPS == 0
         self._steps += self.training
         output = self.model(
@@ -99,28 +104,37 @@ class PreTrainingObjective(nn.Module):
             attention_mask,
             pixel_values=pixels.float() / 127.5 - 1.0 if with_pixels else None,
             decode_latents=self._decode if with_pixels else None,
+            lpips=lpips,
             measure_gradients=measure_gradients,
             whole_step=whole_step,
         )
         return {"loss": output.loss, "losses": output.losses}
 
 
-def build_model(recipe: EncoderRecipe, vocab_size: int, image_size: int) -> OpenVision3ForPreTraining:
+def build_model(recipe: EncoderRecipe, words: dict[str, int], image_size: int) -> OpenVision3ForPreTraining:
     """A new model of the recipe's size, or the one of the stage before at this stage's resolution and loss weights.
 
+    words: `text_settings` of the tokenizer.
+
     Raises:
-        ValueError: init_from holds no model, or `objective` has a key that is no setting.
+        ValueError: init_from holds no model or one of another tokenizer, or `objective` has a key that is no setting.
     """
     if recipe.init_from is None:
-        return OpenVision3ForPreTraining(
-            OpenVision3PreTrainingConfig.preset(recipe.size, vocab_size, image_size, **recipe.objective)
-        )
+        config = OpenVision3PreTrainingConfig.preset(recipe.size, words["vocab_size"], image_size, **recipe.objective)
+        config.text.update(words)
+        return OpenVision3ForPreTraining(config)
     check_init_from(recipe.init_from)
     before = OpenVision3PreTrainingConfig.from_pretrained(recipe.init_from)
     settings = OpenVision3PreTrainingConfig.settings()
     if unknown := sorted(recipe.objective.keys() - settings):
         raise ValueError(
             f"objective.{unknown[0]} cannot be set where init_from names a model; choose among {', '.join(settings)}."
+        )
+    text = OpenVision3TextConfig(**before.text)
+    if odd := sorted(name for name, value in words.items() if getattr(text, name) != value):
+        raise ValueError(
+            f"init_from: the text towers at {recipe.init_from} have {odd[0]} {getattr(text, odd[0])} and the tokenizer "
+            f"{words[odd[0]]}; give the tokenizer that they were trained with."
         )
     config = OpenVision3PreTrainingConfig(
         encoder={**before.encoder, "image_size": image_size},
@@ -138,7 +152,9 @@ def main(argv: list[str]) -> None:
     vae = load_vae(recipe.vae)
     cache = LatentCache([recipe.cache], vae)
     tokenizer = load_tokenizer(recipe.tokenizer)
-    model = build_model(recipe, len(tokenizer), cache.image_size)
+    model = build_model(recipe, text_settings(tokenizer), cache.image_size)
+    weights = model.config
+    lpips = lpips_of_recipe(weights.lpips_weight, weights.pixel_loss_fraction, recipe.lpips_vgg, recipe.lpips_linear)
     batch_size = recipe.trainer.get("per_device_train_batch_size", 8)
     batch_size *= recipe.trainer.get("gradient_accumulation_steps", 1)
     shown = cache.latents[:16].float()
@@ -156,7 +172,7 @@ def main(argv: list[str]) -> None:
         tokenizer.save_pretrained(folder / "autoencoder" / "tokenizer")
 
     run_training(
-        PreTrainingObjective(model, vae),
+        PreTrainingObjective(model, vae, lpips),
         CachedPairs(cache, seed, recipe.last_caption_probability),
         recipe,
         collate=PairCollator(tokenizer, model.config.text.get("max_position_embeddings", 128)),

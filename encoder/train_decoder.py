@@ -20,6 +20,7 @@ from encoder.decoder import DECODER_PRESETS, LatentDecoder
 from encoder.images import picture_grid, to_pil
 from encoder.lineage import start_training
 from encoder.losses import reconstruction_losses
+from encoder.lpips import LPIPS, lpips_of_recipe
 from encoder.model import OpenVision3Model
 from encoder.statistics import token_statistics
 from encoder.vae import decode, load_vae
@@ -45,22 +46,33 @@ class DecoderRecipe(Recipe):
     noise_tau: float = field(default=0.8, metadata={"help": "see LatentDecoder"})
     noise_space: str = field(default="statistics", metadata={"help": "see LatentDecoder"})
     latent_weight: float = field(default=0.4, metadata={"help": "of the latent l1 beside the pixel l1"})
+    lpips_weight: float = field(default=0.0, metadata={"help": "of LPIPS beside the pixel l1"})
+    lpips_vgg: str | None = field(default=None, metadata={"help": "VGG16's weights, where lpips_weight is above 0"})
+    lpips_linear: str | None = field(default=None, metadata={"help": "LPIPS' own weights, see encoder/lpips.py"})
     pixel_loss_fraction: float = field(
         default=1.0, metadata={"help": "share of the batch, drawn anew each step, that is decoded to pixels"}
     )
 
 
 class DecoderObjective(nn.Module):
-    """The latent decoder as the Trainer sees it. Encoder and VAE are no submodules: neither saved nor counted."""
+    """The latent decoder as the Trainer sees it. What is frozen is no submodule: neither saved nor counted.
+
+    weights: of the terms `latent`, `pixel` and `lpips`.
+    """
 
     def __init__(
-        self, latent_decoder: LatentDecoder, encoder: OpenVision3Model, vae: AutoencoderKL, latent_weight: float,
+        self,
+        latent_decoder: LatentDecoder,
+        encoder: OpenVision3Model,
+        vae: AutoencoderKL,
+        lpips: LPIPS | None,
+        weights: dict[str, float],
         pixel_loss_fraction: float,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.latent_decoder = latent_decoder
-        self._frozen = (encoder, vae)  # a tuple: not registered
-        self.latent_weight, self.pixel_loss_fraction = latent_weight, pixel_loss_fraction
+        self._frozen = (encoder, vae, lpips)  # a tuple: not registered
+        self.weights, self.pixel_loss_fraction = weights, pixel_loss_fraction
 
     def reconstruct(self, latents: Tensor) -> Tensor:
         """latents [batch, latent_channels, height/8, width/8] -> the latents that the decoder makes of their tokens."""
@@ -82,9 +94,9 @@ class DecoderObjective(nn.Module):
             pixels.float() / 127.5 - 1.0,
             self.decode_latents,
             self.pixel_loss_fraction,
+            self._frozen[2] and self._frozen[2].to(latents.device),
         )
-        weights = {"latent": self.latent_weight, "pixel": 1.0}
-        loss = sum(weights[name] * value for name, value in losses.items())
+        loss = sum(self.weights[name] * value for name, value in losses.items())
         return {"loss": loss, "losses": {name: value.detach() for name, value in losses.items()}}
 
 
@@ -131,7 +143,10 @@ def main(argv: list[str]) -> None:
     elif recipe.noise_space == "statistics" and not recipe.dry_run:
         encoder.to(training_arguments(recipe).device)
         store_statistics(latent_decoder, encoder, dataset)
-    objective = DecoderObjective(latent_decoder, encoder, vae, recipe.latent_weight, recipe.pixel_loss_fraction)
+    fraction = recipe.pixel_loss_fraction
+    lpips = lpips_of_recipe(recipe.lpips_weight, fraction, recipe.lpips_vgg, recipe.lpips_linear)
+    weights = {"latent": recipe.latent_weight, "pixel": 1.0, "lpips": recipe.lpips_weight}
+    objective = DecoderObjective(latent_decoder, encoder, vae, lpips, weights, fraction)
     shown = torch.stack([dataset[index]["latents"] for index in range(min(16, len(dataset)))])
 
     def sample_pictures() -> Image.Image:

@@ -152,6 +152,10 @@ def test_measuring_gradients_reports_each_term_and_changes_none():
     for term, factor in (("latent", 1.0), ("caption", 2.0), ("contrastive", 2.0)):
         assert losses["once"][f"gradient/{term}"] > 0
         torch.testing.assert_close(losses["twice"][f"gradient/{term}"], factor * losses["once"][f"gradient/{term}"])
+    alone = build(reconstruction_weight=0.0, contrastive_weight=0.0)
+    alone(**batch()).loss.backward()
+    gradient = torch.cat([value.grad.flatten() for value in alone.encoder.parameters()])
+    torch.testing.assert_close(losses["once"]["gradient/caption"], gradient.norm())
 
 
 def test_grouping_texts_by_length_changes_no_loss_and_no_gradient(monkeypatch):

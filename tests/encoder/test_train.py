@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from encoder import OpenVision3ForPreTraining, OpenVision3PreTrainingConfig
+from encoder.lpips import LPIPS, lpips_of_recipe
 from encoder.train import EncoderRecipe, PreTrainingObjective, build_model
 from encoder.train_tokenizer import train_tokenizer
 from encoder.train_vae import Crops
@@ -16,6 +17,7 @@ from encoder.vae import tiny_vae
 from training.shards import write_shards
 
 SMALL = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
+WORDS = {"vocab_size": 20, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 
 
 def picture(format):
@@ -40,21 +42,64 @@ def stage(tmp_path):
 
 def test_the_next_stage_keeps_the_settings_that_it_does_not_name(stage):
     recipe = EncoderRecipe(init_from=stage, objective={"pixel_loss_fraction": 0.5})
-    config = build_model(recipe, vocab_size=20, image_size=64).config
+    config = build_model(recipe, WORDS, image_size=64).config
     assert (config.encoder["image_size"], config.noise_tau, config.pixel_loss_fraction) == (64, 0.3, 0.5)
+
+
+def test_the_text_towers_have_the_tokenizers_special_tokens(stage):
+    words = {"vocab_size": 30, "bos_token_id": 25, "eos_token_id": 7, "pad_token_id": 9}
+    model = build_model(EncoderRecipe(objective={"pixel_loss_fraction": 0.0}), words, 64)
+    for tower in (model.text_encoder, model.caption_decoder):
+        assert {name: getattr(tower.config, name) for name in words} == words
+    with pytest.raises(ValueError, match="have bos_token_id 1 and the tokenizer 25; give the tokenizer"):
+        build_model(EncoderRecipe(init_from=stage), {**words, "vocab_size": 20}, 64)
+
+
+def test_lpips_reaches_the_loss_with_its_weight(stage):
+    model = OpenVision3ForPreTraining.from_pretrained(stage).eval()
+    model.config.lpips_weight = 0.5
+    objective = PreTrainingObjective(model, tiny_vae(), LPIPS()).eval()
+    with torch.no_grad():
+        for value in objective._lpips[0].linear:
+            value.fill_(1.0)
+    inputs = {
+        "latents": torch.randn(2, 16, 4, 4),
+        "pixels": torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8),
+        "input_ids": torch.tensor([[1, 5, 2], [1, 6, 2]]),
+        "attention_mask": torch.ones(2, 3, dtype=torch.long),
+    }
+    output = objective(**inputs)
+    assert output["losses"]["lpips"] > 0
+    torch.testing.assert_close(output["losses"]["weighted/lpips"], 0.25 * output["losses"]["lpips"])
+    without = PreTrainingObjective(model, tiny_vae())
+    assert not any("lpips" in name for name in [*without(**inputs)["losses"], *objective.state_dict()])
+
+
+@pytest.mark.parametrize(
+    "weight, fraction, paths, says",
+    [
+        (0.5, 1.0, (None, None), "lpips_weight is 0.5 and lpips_vgg is not set"),
+        (0.5, 1.0, ("vgg.pth", None), "lpips_weight is 0.5 and lpips_linear is not set"),
+        (0.5, 0.0, ("vgg.pth", "linear.pth"), "pixel_loss_fraction is 0: LPIPS needs pixels"),
+    ],
+)
+def test_lpips_that_cannot_be_is_one_sentence(weight, fraction, paths, says):
+    with pytest.raises(ValueError, match=says):
+        lpips_of_recipe(weight, fraction, *paths)
+    assert lpips_of_recipe(0.0, fraction, *paths) is None
 
 
 @pytest.mark.parametrize("key", ["to_dict", "encoder", "noise_tua"])
 def test_what_is_no_setting_is_named(stage, key):
     with pytest.raises(ValueError, match=f"objective.{key} cannot be set where .* choose among .*noise_tau"):
-        build_model(EncoderRecipe(init_from=stage, objective={key: 1}), 20, 64)
+        build_model(EncoderRecipe(init_from=stage, objective={key: 1}), WORDS, 64)
     with pytest.raises(ValueError, match=f"{key} is no setting .* choose among .*noise_tau"):
-        build_model(EncoderRecipe(objective={key: 1}), 20, 64)
+        build_model(EncoderRecipe(objective={key: 1}), WORDS, 64)
 
 
 def test_a_missing_stage_is_named(tmp_path):
     with pytest.raises(ValueError, match="init_from: there is no model at nowhere"):
-        build_model(EncoderRecipe(init_from="nowhere"), 20, 64)
+        build_model(EncoderRecipe(init_from="nowhere"), WORDS, 64)
     write_shards(tmp_path, [{"__key__": "a", "png": picture("PNG")}])
     (tmp_path / "recipe.yaml").write_text(f"shards: [{tmp_path}]\ninit_from: nowhere\noutput_dir: {tmp_path}/out")
     with pytest.raises(ValueError, match="init_from: there is no model at nowhere"):
