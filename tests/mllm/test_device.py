@@ -1,60 +1,12 @@
-"""The objective on a device that is not the CPU, without having one: a tensor left behind on the CPU fails.
-
-"meta" names that device: its tensors are wrapped CPU tensors that compute, and every operation that mixes them with
-CPU tensors is refused, as a GPU's are.
-"""
+"""The multimodal objective on a device that is not the CPU, and what it refuses."""
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 from transformers import LlavaForConditionalGeneration
 
 from mllm.conversation import IGNORED
 from mllm.objective import MultimodalObjective
-
-ELSEWHERE = torch.device("meta")
-
-
-class Elsewhere(torch.Tensor):
-    """A CPU tensor, `inner`, that says it is on the other device."""
-
-    @staticmethod
-    def __new__(cls, inner):
-        options = {"dtype": inner.dtype, "strides": inner.stride(), "device": ELSEWHERE}
-        tensor = torch.Tensor._make_wrapper_subclass(cls, inner.shape, **options)
-        tensor.inner = inner
-        return tensor
-
-    @classmethod
-    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
-        return OtherDevice().__torch_dispatch__(func, types, args, kwargs)
-
-    __torch_function__ = torch._C._disabled_torch_function_impl
-
-
-class OtherDevice(TorchDispatchMode):
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = dict(kwargs or {})
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-        there = [tensor for tensor in tensors if isinstance(tensor, Elsewhere)]
-        copies = func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
-        if there and not copies and any(tensor.ndim and not isinstance(tensor, Elsewhere) for tensor in tensors):
-            raise RuntimeError(f"{func} mixes tensors of the CPU and of another device")
-        elsewhere = bool(there)
-        if kwargs.get("device") is not None:
-            elsewhere = torch.device(kwargs["device"]) == ELSEWHERE
-            kwargs["device"] = torch.device("cpu")
-        wrapped = {id(tensor.inner): tensor for tensor in there}
-        args, kwargs = tree_map(lambda leaf: leaf.inner if isinstance(leaf, Elsewhere) else leaf, (args, kwargs))
-        out = func(*args, **kwargs)
-        if not elsewhere:
-            return out
-
-        def moved(leaf):  # what an operation in place returns is the tensor it was given
-            return wrapped.get(id(leaf), Elsewhere(leaf)) if isinstance(leaf, torch.Tensor) else leaf
-
-        return tree_map(moved, out)
+from tests.device import ELSEWHERE, OtherDevice, assert_same_there
 
 
 def _batch(model, rows, cached, text_only=False):
@@ -75,19 +27,7 @@ def test_forward_and_backward_run_where_parameters_and_inputs_are(family, rows, 
     model = LlavaForConditionalGeneration.from_pretrained(family / "mllm")
     model.model.vision_tower.requires_grad_(False).eval()
     objective = MultimodalObjective(model, cached)
-    batch = _batch(model, rows, cached, text_only)
-    here = objective(**batch)["loss"]
-    here.backward()
-    gradients = {name: value.grad for name, value in objective.named_parameters()}
-    with OtherDevice():
-        objective.zero_grad()
-        objective.to(ELSEWHERE)
-        loss = objective(**{name: value.to(ELSEWHERE) for name, value in batch.items()})["loss"]
-        loss.backward()
-    assert loss.device == ELSEWHERE and torch.allclose(loss.inner, here)
-    for name, value in objective.named_parameters():
-        assert value.device == value.grad.device == ELSEWHERE
-        assert torch.allclose(value.grad.inner, gradients[name], atol=1e-6), name
+    assert_same_there(objective, _batch(model, rows, cached, text_only))
 
 
 @pytest.mark.parametrize("name", ["input_ids", "labels", "attention_mask"])

@@ -1,0 +1,54 @@
+"""The generator's objective on a device that is not the CPU: see tests/device.py."""
+
+import pytest
+import torch
+
+from generator.objective import FlowObjective
+from generator.text import states_width
+from tests.device import ELSEWHERE, OtherDevice, assert_same_there, there
+
+ROWS = 3
+
+
+def batch(**what):
+    generator = torch.Generator().manual_seed(1)
+    mask = (torch.arange(5) < torch.tensor([[5], [1], [3]])).long()
+    choices = {
+        "image_tokens": torch.randn(ROWS, 16, 192, generator=generator),
+        "latents": torch.randn(ROWS, 16, 8, 8, generator=generator),
+        "input_ids": torch.randint(3, 15, (ROWS, 5), generator=generator) * mask,
+        "encoder_hidden_states": torch.randn(ROWS, 5, 384, generator=generator),
+        "class_labels": torch.tensor([0, 2, 1]),
+        "attention_mask": mask,
+    }
+    return {
+        "timestep": torch.rand(ROWS, generator=generator),
+        "noise": torch.randn(ROWS, 16, 192, generator=generator),
+        **{name: choices[name] for name in what},
+    }
+
+
+CACHED = dict(image_tokens=1, encoder_hidden_states=1, attention_mask=1)
+ONLINE = dict(latents=1, input_ids=1, attention_mask=1)
+CLASSES = dict(image_tokens=1, class_labels=1)
+
+
+@pytest.mark.parametrize("what", [CACHED, ONLINE, CLASSES], ids=["cached", "online", "classes"])
+def test_the_flow_objective(what, autoencoder, make_transformer):
+    width = states_width(autoencoder.text_encoder)
+    transformer = make_transformer(**(dict(num_classes=4) if what is CLASSES else dict(text_hidden_size=width)))
+    text = None if what is CLASSES else autoencoder.text_encoder
+    objective = FlowObjective(transformer, 1.5, autoencoder, text)
+    try:
+        assert_same_there(objective, batch(**what), atol=1e-5)
+    finally:
+        autoencoder.to("cpu")
+
+
+@pytest.mark.parametrize("name", ["timestep", "noise", "image_tokens", "encoder_hidden_states", "attention_mask"])
+def test_a_stray_cpu_tensor_fails(name, autoencoder, make_transformer):
+    transformer = make_transformer(text_hidden_size=states_width(autoencoder.text_encoder))
+    objective = FlowObjective(transformer, 1.5, autoencoder, autoencoder.text_encoder)
+    with OtherDevice(), pytest.raises(RuntimeError, match="mixes tensors|same device|device meta"):
+        objective.to(ELSEWHERE)
+        objective(**{key: value if key == name else there(value) for key, value in batch(**CACHED).items()})
