@@ -98,7 +98,7 @@ def check_parts(llm: PreTrainedModel, name: str | Path) -> None:
 
 @torch.no_grad()
 def check_same_logits(model: LlavaForConditionalGeneration, llm: PreTrainedModel, name: str | Path) -> None:
-    """Refuses an LLM whose own logits on text differ from those it gives inside `model`.
+    """Refuses an LLM whose own logits on text differ from those it gives as a part of `model`.
 
     Both run with their last hidden states scaled so that the largest logit is one of LOUDNESSES; the difference is
     relative to it. As they are, small logits would hide a soft cap and large ones an offset.
@@ -114,14 +114,13 @@ def check_same_logits(model: LlavaForConditionalGeneration, llm: PreTrainedModel
         def scale(module, inputs, output, loudness=loudness):
             output.last_hidden_state *= loudness / head(output.last_hidden_state).abs().max()
 
-        hooks = [part.register_forward_hook(scale) for part in (model.model.language_model, llm.base_model)]
+        hook = llm.base_model.register_forward_hook(scale)  # of both: the LLM's body is a part of the model
         try:
             logits, own = model(input_ids=ids).logits.float(), llm(input_ids=ids).logits.float()
         except (TypeError, AttributeError) as error:
             refuse(llm, name, f"takes other inputs or gives other outputs than Llama ({error})")
         finally:
-            for hook in hooks:
-                hook.remove()
+            hook.remove()
         difference = (logits - own).abs().max().item() / loudness
         if not difference <= tolerance:
             refuse(llm, name, f"does more in its head than a linear layer: logits on text differ by {difference:.2g}")
