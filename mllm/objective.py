@@ -1,7 +1,6 @@
 """What the trainer sees of a multimodal LLM: connector, LLM and head; the frozen tower stays outside."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,10 +29,6 @@ class MultimodalObjective(nn.Module):
         self.head = model.lm_head
         self.image_token_id = model.config.image_token_id
         self._tower: Callable[[Tensor], Tensor] | None = None if cached else tower_tokens(model)
-
-    def activation_checkpointing_enable(self, **options: Any) -> None:
-        """What the trainer calls for `trainer.gradient_checkpointing: true`."""
-        self.llm.activation_checkpointing_enable(**options)
 
     def forward(self, input_ids: Tensor, labels: Tensor, attention_mask: Tensor, images: Tensor) -> dict:
         """Args:

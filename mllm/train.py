@@ -22,6 +22,7 @@ from mllm.data import ON_ERROR, ConversationCollator, Conversations, cache_image
 from mllm.lora import add_lora, four_bits, save_adapter
 from mllm.merge import ADAPTER
 from mllm.objective import MultimodalObjective, tower_tokens
+from mllm.sampler import GroupedSampler, row_lengths
 from training.cli import run_cli
 from training.recipes import REQUIRED, Recipe, load_recipe
 from training.trainer import run_training, training_arguments
@@ -38,6 +39,9 @@ class MultimodalRecipe(Recipe):
     max_length: int = field(default=2048, metadata={"help": "longer rows lose whole trailing exchanges"})
     blind: bool = field(
         default=False, metadata={"help": "drop the pictures: a baseline that can only guess (mllm.evaluate --blind)"}
+    )
+    group_by_modality_length: bool = field(
+        default=False, metadata={"help": "batches of rows with pictures or rows without, and of like length"}
     )
     cache_tokens: bool = field(
         default=False, metadata={"help": "run the frozen tower once on every picture and keep its tokens in memory"}
@@ -134,6 +138,10 @@ def main(argv: list[str]) -> None:
         on_error=recipe.on_error,
     )
 
+    def grouped(world_size: int) -> GroupedSampler:
+        group_size = world_size * arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
+        return GroupedSampler(row_lengths(rows, num_image_tokens), group_size, arguments.seed)
+
     def export(folder: Path) -> None:
         if adapter is not None:
             return save_adapter(adapter, processor, folder)
@@ -150,6 +158,7 @@ def main(argv: list[str]) -> None:
         collate=ConversationCollator(processor.tokenizer.pad_token_id, dummy_shape),
         start=lambda: start_training(recipe.output_dir, parents),
         export=export,
+        sampler=grouped if recipe.group_by_modality_length else None,
     )
 
 

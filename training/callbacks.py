@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 from transformers import TrainerCallback, TrainingArguments
 
 from training.ema import EMA
@@ -15,14 +15,14 @@ from training.plots import plot_losses
 
 
 class EpochCallback(TrainerCallback):
-    """Tells the data set which epoch it is (accelerate does so in some cases only, not behind nested samplers)."""
+    """Tells data set and sampler which epoch it is (accelerate does so in some cases only, not behind nested ones)."""
 
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
+    def __init__(self, dataset: Dataset, sampler: Sampler | None) -> None:
+        self.told = [part for part in (dataset, sampler) if hasattr(part, "set_epoch")]
 
     def on_epoch_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        if hasattr(self.dataset, "set_epoch"):
-            self.dataset.set_epoch(int(state.epoch + 1e-6))
+        for part in self.told:
+            part.set_epoch(int(state.epoch + 1e-6))
 
 
 class EMACallback(TrainerCallback):

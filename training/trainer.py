@@ -254,7 +254,8 @@ def run_training(
         start()
     objective.to(arguments.device)  # before EMA, whose averages lie where the parameters are when it is made
     ema = EMA(objective, recipe.ema_half_life) if recipe.ema_half_life else None
-    callbacks: list[TrainerCallback] = [EpochCallback(dataset)]
+    order = None if sampler is None else sampler(arguments.world_size)
+    callbacks: list[TrainerCallback] = [EpochCallback(dataset, order)]
     if ema is not None:
         callbacks.append(EMACallback(ema))
     sample = None if sample_pictures is None else torch.no_grad()(sample_pictures)
@@ -269,7 +270,7 @@ def run_training(
         callbacks=callbacks,
         ema=ema,
         keep=keep,
-        sampler=None if sampler is None else sampler(arguments.world_size),
+        sampler=order,
         muon_learning_rate=muon_rate,
         learning_rates=recipe.learning_rates,
         share_step=share_step,

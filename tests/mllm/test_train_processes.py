@@ -1,5 +1,6 @@
-"""mllm.train under ZeRO-2 and ZeRO-3 in two processes: trains, saves, goes on from a checkpoint, exports."""
+"""mllm.train in two processes: text beside pictures; ZeRO-2 and ZeRO-3 train, save, go on from a checkpoint, export."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -11,6 +12,8 @@ from safetensors import safe_open
 from transformers import LlavaForConditionalGeneration
 
 from mllm import ChatModel
+from mllm.objective import MultimodalObjective
+from mllm.train import main as train
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -29,6 +32,42 @@ def _weights(folder):
 def _moved(before, after):
     assert before.keys() == after.keys()
     return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def _text_beside_pictures(folder):
+    """Overrides with which the first process sees text alone and the second pictures alone."""
+    rows = json.loads((folder / "rows.json").read_text())
+    text, pictures = rows[6:], rows[:4]
+    (folder / "mixed.json").write_text(json.dumps([*text * 4, *pictures]))
+    return [f"data={folder / 'mixed.json'}", "trainer.train_sampling_strategy=sequential"]
+
+
+def test_a_process_that_sees_text_alone_keeps_step_with_one_that_sees_pictures(arguments, tmp_path):
+    sgd = ["trainable=[connector,llm,head]", "trainer.optim=sgd", "trainer.learning_rate=0.1", "trainer.max_steps=3"]
+    _launch(arguments("two", *sgd, *_text_beside_pictures(tmp_path)))
+    train(arguments("one", *sgd, *_text_beside_pictures(tmp_path), "trainer.gradient_accumulation_steps=2"))
+    one, two = _weights(tmp_path / "one"), _weights(tmp_path / "two")
+    for name, value in one.items():
+        assert torch.allclose(value, two[name], atol=1e-5), name
+
+
+def test_the_picture_in_a_text_batch_changes_no_gradient(family):
+    torch.manual_seed(0)
+    model = LlavaForConditionalGeneration.from_pretrained(family / "mllm")
+    ids = torch.randint(4, 300, (2, 9))
+    mask = torch.ones_like(ids)
+    model(input_ids=ids, labels=ids, attention_mask=mask).loss.backward()
+    without = {name: value.grad for name, value in model.named_parameters()}
+    model.zero_grad()
+    model.model.vision_tower.requires_grad_(False)
+    MultimodalObjective(model, cached=False)(ids, ids, mask, torch.randn(1, 3, 32, 32))["loss"].backward()
+    for name, value in model.named_parameters():
+        if "vision_tower" in name:
+            assert value.grad is None
+        elif "multi_modal_projector" in name:
+            assert without[name] is None and value.grad.eq(0).all()
+        else:
+            assert torch.allclose(value.grad, without[name], atol=1e-6), name
 
 
 def _zero(stage):
@@ -65,6 +104,7 @@ def test_stage_two_under_zero3_in_bfloat16_goes_on_and_exports_the_whole(family,
         "trainable=[connector,llm,head]",
         "trainer.bf16=true",
         "trainer.activation_checkpointing=true",
+        *_text_beside_pictures(tmp_path),
     )
     after = _trains_and_goes_on(command, tmp_path / "out")
     moved = _moved(_weights(family / "mllm"), after)
