@@ -19,6 +19,10 @@ ROOT = Path(__file__).parents[1]
 RECIPES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("*/recipes/*.yaml"))
 
 
+# What needs a GPU or a launcher.
+PLAIN = ("trainer.bf16=false", "trainer.torch_compile=false", "trainer.deepspeed=null")
+
+
 def schema_of(path: str) -> type:
     package, name = path.split("/")[0], path.split("/")[-1]
     if package == "encoder":
@@ -32,7 +36,7 @@ def schema_of(path: str) -> type:
 
 @pytest.mark.parametrize("path", RECIPES)
 def test_recipe_is_accepted(path):
-    recipe = load_recipe(schema_of(path), [str(ROOT / path), "trainer.bf16=false", "trainer.torch_compile=false"])
+    recipe = load_recipe(schema_of(path), [str(ROOT / path), *PLAIN])
     arguments = training_arguments(recipe)
     assert arguments.max_steps > 0 and arguments.learning_rate == recipe.trainer["learning_rate"]
     if isinstance(recipe, EncoderRecipe):
