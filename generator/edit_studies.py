@@ -35,7 +35,7 @@ def rerank_case(
     _, prompt = prompt_at("two_with_relation", split, index, seed)
     generators = picture_generators(seed, [MOST_CANDIDATES * index + each for each in range(candidates)])
     start = time.perf_counter()
-    tokens = pipeline([prompt] * candidates, generator=generators, output_type="tokens", **options).images
+    tokens = pipeline([prompt] * candidates, generator=generators, output_type="latent", **options).images
     drawn = time.perf_counter()
     scores = {score: token_scores(pipeline, tokens, prompt, score).tolist() for score in ("contrast", "caption")}
     ranked = time.perf_counter()

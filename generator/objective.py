@@ -17,8 +17,11 @@ GROUPED_PICTURES = 64  # smaller batches pass the transformer whole: a large mod
 class FlowObjective(nn.Module):
     """Holds the transformer, which learns; the frozen encoder and text encoder stay outside its submodules.
 
-    It has no `.config` on purpose: the Trainer would take the transformer's for one of transformers.
+    It has no `.config` on purpose: the Trainer would take the transformer's for one of transformers. exact_inputs: what
+    the Trainer must not round to the dtype of the weights.
     """
+
+    exact_inputs = ("timestep", "noise", "image_tokens", "latents")
 
     def __init__(
         self, transformer: DiTDHTransformer2DModel, shift: float, autoencoder: nn.Module, text_encoder: nn.Module | None
@@ -27,6 +30,18 @@ class FlowObjective(nn.Module):
         self.transformer = transformer
         self.shift = shift
         self.frozen = (autoencoder, text_encoder)  # a tuple: not registered, not saved, not trained
+
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict | None = None, every_n_layers: int = 1, offload: bool = False
+    ) -> None:
+        """What the Trainer calls for trainer.activation_checkpointing: every block is checkpointed.
+
+        Raises:
+            ValueError: anything else is asked for.
+        """
+        if activation_checkpointing_kwargs or every_n_layers != 1 or offload:
+            raise ValueError("trainer.activation_checkpointing_kwargs: the generator checkpoints every block; drop it.")
+        self.transformer.enable_gradient_checkpointing()
 
     def _image_tokens(self, image_tokens: Tensor | None, latents: Tensor | None) -> Tensor:
         if image_tokens is not None:

@@ -76,6 +76,12 @@ class Trainer(transformers.Trainer):
             batches = self.share_step(self.model_wrapped, [self._prepare_inputs(batch) for batch in batches])
         return batches, count
 
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """On the device; what the objective's `exact_inputs` names is not cast to the dtype of DeepSpeed's weights."""
+        names = [name for name in getattr(self.model, "exact_inputs", ()) if name in inputs]
+        exact = {name: inputs[name].to(self.args.device) for name in names}
+        return {**super()._prepare_inputs(inputs), **exact}
+
     # --- losses -------------------------------------------------------------------------------------------------
 
     def compute_loss(

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from encoder.cache import CacheKey, part_name, write_index, write_shard
+from encoder.cache import CacheKey
 from encoder.views import Views
 from generator import DiTDHTransformer2DModel
 from generator.data import Collator, DrawingDataset, Drawings, cache_tokens
@@ -21,44 +20,9 @@ from generator.text import TextStates, encode_texts, states_width
 from generator.train import GeneratorRecipe, build_transformer
 from generator.train import main as train
 from generator.transformer import PRESETS
+from tests.generator.small_cache import write_cache
 from training.recipes import RecipeError, load_recipe
 from training.shapes import caption_facts, captions, facts_hold
-
-COUNT = 24
-
-
-def write_cache(folder, key):
-    """A cache of random latents, whose pictures have captions and, of four, a class."""
-    folder.mkdir()
-    generator = torch.Generator().manual_seed(0)
-    latents = torch.randn(COUNT, 16, 8, 8, generator=generator).half()
-    texts = [
-        {"key": f"{index:03d}", "captions": ["a red circle", f"a blue square {'left ' * (index % 3)}"],
-         "description": str(index), "label": index % 4}
-        for index in range(COUNT)
-    ]  # fmt: skip
-    shard = folder / f"{part_name(0, 1)}-00000.safetensors"
-    write_shard(shard, latents, torch.zeros(COUNT, 3, 64, 64, dtype=torch.uint8), texts, key.dump())
-    write_index(folder, 0, 1, key, [COUNT])
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory, autoencoder, tokenizer):
-    """An autoencoder folder, a cache of random latents and a recipe."""
-    folder = tmp_path_factory.mktemp("generator")
-    autoencoder.save_pretrained(folder / "autoencoder")
-    tokenizer.save_pretrained(folder / "autoencoder" / "tokenizer")
-    write_cache(folder / "cache", CacheKey.of(autoencoder.vae, 64, Views()))
-    (folder / "recipe.yaml").write_text(f"""
-output_dir: {folder}/run
-data: [{folder}/cache]
-autoencoder: {folder}/autoencoder
-transformer: {{hidden_size: [16, 192], num_layers: [1, 1], num_attention_heads: [2, 3]}}
-sample_inference_steps: 2
-ema_half_life: 2
-trainer: {{max_steps: 2, per_device_train_batch_size: 8, learning_rate: 1.0e-3, use_cpu: true, seed: 0}}
-""")
-    return folder
 
 
 def test_training_exports_a_pipeline_that_draws(files, capsys):
@@ -92,22 +56,22 @@ def test_classes_train_too(files):
     assert len(pipeline(class_labels=[3], num_inference_steps=1).images) == 1
 
 
-def test_accumulated_micro_batches_have_the_same_gradient(files, make_transformer, autoencoder):
-    """The gradient is what one unclipped step of SGD at rate 1 moves; no zeros in the weights cut any of it off."""
-    start = make_transformer(text_hidden_size=states_width(autoencoder.text_encoder))
-    start.save_pretrained(files / "start")
-    before = dict(start.named_parameters())
-    gradients = []
-    for name, batch, steps in (("whole", 8, 1), ("parts", 2, 4)):
-        train([str(files / "recipe.yaml"), f"output_dir={files}/{name}", f"init_from={files}/start", "ema_half_life=0",
-               "trainer.optim=sgd", "trainer.learning_rate=1", "trainer.max_grad_norm=0", "trainer.max_steps=1",
-               f"trainer.per_device_train_batch_size={batch}",
-               f"trainer.gradient_accumulation_steps={steps}"])  # fmt: skip
-        after = load_file(files / name / "transformer" / "diffusion_pytorch_model.safetensors")
-        gradients.append({name: (value - after[name]).detach() for name, value in before.items()})
-    for name, whole in gradients[0].items():
-        assert whole.norm() > 0, name
-        assert (whole - gradients[1][name]).norm() <= 1e-3 * whole.norm() + 1e-6, name
+def test_micro_batches_and_checkpointed_blocks_have_the_same_gradient(files, first_gradient):
+    whole = first_gradient("whole", "trainer.per_device_train_batch_size=32")
+    parts = first_gradient(
+        "parts", "trainer.per_device_train_batch_size=8", "trainer.gradient_accumulation_steps=4"
+    )  # fmt: skip
+    checkpointed = first_gradient(
+        "checkpointed", "trainer.per_device_train_batch_size=32", "trainer.activation_checkpointing=true"
+    )
+    for name, value in whole.items():
+        assert value.norm() > 0, name
+        for other in (parts, checkpointed):
+            assert (value - other[name]).norm() <= 1e-3 * value.norm() + 1e-6, name
+    with pytest.raises(ValueError, match="checkpoints every block"):
+        first_gradient(
+            "other", "trainer.activation_checkpointing=true", "trainer.activation_checkpointing_kwargs.every_n_layers=2"
+        )
 
 
 def test_random_choices_belong_to_the_picture(autoencoder, tokenizer):

@@ -1,14 +1,11 @@
-"""A toy training, run as a script by the tests: python toy.py RECIPE [key=value ...]
-
-KILL_AT=training:N kills the process after step N; KILL_AT=saving:N in the middle of writing checkpoint N.
-"""
+"""A toy training, run as a script by the tests: python toy.py RECIPE [key=value ...], with KILL_AT as in kills.py."""
 
 import os
-import signal
 import sys
 from pathlib import Path
 
 import torch
+from kills import install_kills
 from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import Dataset
@@ -16,8 +13,6 @@ from torch.utils.data import Dataset
 import training.trainer as trainer_module
 from training.recipes import Recipe, load_recipe
 from training.shards import sample_rng
-
-KIND, _, AT = os.environ.get("KILL_AT", "never:0").partition(":")
 
 
 class Numbers(Dataset):
@@ -60,25 +55,9 @@ def collate(rows):
 
 def main(argv):
     torch.manual_seed(0)
+    install_kills()
     toy = Toy()
     recipe = load_recipe(Recipe, argv)
-    saved = trainer_module.mark_complete
-
-    def mark_or_die(folder, keep):
-        if KIND == "saving" and folder.name == f"checkpoint-{AT}":
-            os.kill(os.getpid(), signal.SIGKILL)
-        saved(folder, keep)
-
-    trainer_module.mark_complete = mark_or_die
-    if KIND == "training":
-
-        class Dies(trainer_module.Trainer):
-            def training_step(self, *args, **kwargs):
-                if self.state.global_step == int(AT):
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return super().training_step(*args, **kwargs)
-
-        trainer_module.Trainer = Dies
 
     def export(folder: Path):
         save_file({name: value.contiguous() for name, value in toy.state_dict().items()}, folder / "toy.safetensors")
