@@ -24,9 +24,10 @@ from encoder.lpips import LPIPS, lpips_of_recipe
 from encoder.model import OpenVision3Model
 from encoder.statistics import token_statistics
 from encoder.vae import decode, load_vae
+from training.arguments import training_arguments
 from training.cli import run_cli
 from training.recipes import REQUIRED, Recipe, check_init_from, load_recipe
-from training.trainer import run_training, training_arguments
+from training.trainer import run_training
 
 # Token statistics are measured on so many pictures of the cache, evenly spread over it.
 MEASURED_PICTURES = 4096
@@ -158,9 +159,15 @@ def main(argv: list[str]) -> None:
         whole = OpenVision3Autoencoder.from_frozen_encoder(encoder, latent_decoder, settings, vae)
         whole.save_pretrained(folder / "autoencoder")
 
-    if not recipe.dry_run:
-        start_training(recipe.output_dir, {"vae": vae_hash(vae)})
-    run_training(objective, dataset, recipe, collate=collate, export=export, sample_pictures=sample_pictures)
+    run_training(
+        objective,
+        dataset,
+        recipe,
+        collate=collate,
+        export=export,
+        sample_pictures=sample_pictures,
+        start=lambda: start_training(recipe.output_dir, {"vae": vae_hash(vae)}),
+    )
 
 
 if __name__ == "__main__":

@@ -43,7 +43,8 @@ class Recipe:
     ema_half_life: float = field(default=0.0, metadata={"help": "half-life of averaged weights in steps; 0: none"})
     sample_steps: int = field(default=0, metadata={"help": "write sample pictures every so many steps; 0: at the end"})
     dry_run: bool = field(
-        default=False, metadata={"help": "print trainable parameters, one batch and a time estimate, then stop"}
+        default=False,
+        metadata={"help": "print parameters, a batch (with pictures in dry_run.png), memory and time; stop"},
     )
 
 

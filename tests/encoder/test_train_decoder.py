@@ -75,6 +75,17 @@ def test_a_released_encoder_becomes_an_autoencoder(data, small_encoder, tmp_path
     assert all(torch.equal(more[name], value) for name, value in model.state_dict().items())
 
 
+def test_a_dry_run_shows_a_batch_and_what_it_takes(data, small_encoder, tmp_path, capsys):
+    small_encoder(image_size=SIZE, position_table=True).save_open_clip(tmp_path / "released")
+    train(data, tmp_path, "dry_run=true")
+    text = capsys.readouterr().out
+    assert "batch latents: [4, 16, 4, 4]" in text and "peak memory" in text and "estimate for 2 steps" in text
+    picture, pixels = Image.open(tmp_path / "dry_run.png"), load_cached(data / "cache")["pixels"]
+    assert picture.size == (2 * SIZE, 2 * SIZE)
+    np.testing.assert_array_equal(np.asarray(picture)[SIZE:, :SIZE], pixels[2].permute(1, 2, 0))
+    assert not list(tmp_path.glob("checkpoint-*")) and not (tmp_path / "autoencoder").exists()
+
+
 def test_an_unknown_size_is_named(data, tmp_path):
     with pytest.raises(ValueError, match="no decoder preset 'huge'; choose one of tiny"):
         train(data, tmp_path, "size=huge")
