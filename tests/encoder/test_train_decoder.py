@@ -80,7 +80,7 @@ def test_a_dry_run_shows_a_batch_and_what_it_takes(data, small_encoder, tmp_path
     train(data, tmp_path, "dry_run=true")
     text = capsys.readouterr().out
     assert "batch latents: [4, 16, 4, 4]" in text and "peak memory" in text and "estimate for 2 steps" in text
-    picture, pixels = Image.open(tmp_path / "dry_run.png"), load_cached(data / "cache")["pixels"]
+    picture, pixels = Image.open(tmp_path / "dry_run.png"), LatentCache([data / "cache"]).pixels
     assert picture.size == (2 * SIZE, 2 * SIZE)
     np.testing.assert_array_equal(np.asarray(picture)[SIZE:, :SIZE], pixels[2].permute(1, 2, 0))
     assert not list(tmp_path.glob("checkpoint-*")) and not (tmp_path / "autoencoder").exists()
