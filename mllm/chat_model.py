@@ -21,9 +21,13 @@ from transformers.generation import BaseStreamer
 import encoder  # noqa: F401  registers the vision tower with the Auto classes
 from encoder.images import load_image
 from mllm.conversation import IMAGE, encode_conversation, end_of_answer
+from mllm.sampling import token_choice
 
 UNFINISHED = "\ufffd"  # what a tokenizer makes of a character's first bytes
+# An LLM's own settings of sampling and beams would be in the way of token_choice; these are generate's defaults.
+GREEDY = {"do_sample": False, "num_beams": 1, "temperature": 1.0, "top_k": 50, "top_p": 1.0}
 Message = dict[str, str]
+Picture = Image.Image | str | Path
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -75,6 +79,12 @@ class ChatModel:
         self.num_image_tokens = model.config.image_seq_length
         # mllm.train names the template; a stock folder, or one that is assembled only, has its LLM's own.
         self.template: str = getattr(model.config, "conversation_template", "chat")
+        # Answers end at eos, at the LLM's own end tokens, and at the one that ends an answer in the template.
+        own = model.generation_config.eos_token_id
+        ends = {self.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
+        self.end_ids = sorted((ends | {end_of_answer(self.tokenizer, self.template)}) - {None})
+        pad = self.tokenizer.pad_token_id
+        self.pad_id: int = self.tokenizer.eos_token_id if pad is None else pad
 
     @classmethod
     def from_pretrained(
@@ -101,26 +111,51 @@ class ChatModel:
             max_new_tokens,
         )
 
-    def chat(self, messages: Sequence[Message], images: Sequence[Image.Image | str | Path] = ()) -> str:
-        """The whole answer, greedy."""
-        return self.batch([(messages, images)])[0]
+    def chat(
+        self,
+        messages: Sequence[Message],
+        images: Sequence[Picture] = (),
+        *,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+    ) -> str:
+        """The whole answer.
 
-    def batch(self, requests: Sequence[tuple[Sequence[Message], Sequence[Image.Image | str | Path]]]) -> list[str]:
-        """Answers several conversations at once, padded on the left; the answers are those of one by one."""
-        inputs = self._inputs(requests)
-        with torch.inference_mode():
-            ids = self.model.generate(**inputs, **self._settings())
-        return [self._text(row) for row in ids[:, inputs["input_ids"].shape[1] :]]
+        Args:
+            max_new_tokens: the answer is cut there; None: the model's `max_new_tokens`.
+            temperature, top_p, seed: see `mllm.sampling.token_choice`; None: as the LLM's own generation config says.
 
-    def stream(self, messages: Sequence[Message], images: Sequence[Image.Image | str | Path] = ()) -> Iterator[str]:
-        """Yields the answer in pieces, which joined are what `chat` returns.
+        Raises:
+            ValueError: there is no question, or an option is out of its range.
+        """
+        settings = self._settings(max_new_tokens, temperature, top_p, seed)
+        return self._answers([(messages, images)], settings)[0]
+
+    def batch(self, requests: Sequence[tuple[Sequence[Message], Sequence[Picture]]]) -> list[str]:
+        """Likeliest answers to several conversations at once, padded on the left; they are those of one by one."""
+        return self._answers(requests, self._settings(temperature=0.0))
+
+    def stream(
+        self,
+        messages: Sequence[Message],
+        images: Sequence[Picture] = (),
+        *,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+    ) -> Iterator[str]:
+        """Yields the answer in pieces, which joined are what `chat` returns with the same options and seed.
 
         Closing the iterator stops the computation at the next token. An error of the computation, which runs in a
         thread of its own, is raised where the pieces are taken; a request that cannot be read is refused at once.
         """
-        return self._pieces(self._inputs([(messages, images)]))
+        settings = self._settings(max_new_tokens, temperature, top_p, seed)
+        return self._pieces(self._inputs([(messages, images)]), settings)
 
-    def _pieces(self, inputs: dict) -> Iterator[str]:
+    def _pieces(self, inputs: dict, settings: dict) -> Iterator[str]:
         streamer, stop, failed = _Ids(), Event(), []
 
         def work() -> None:
@@ -128,7 +163,7 @@ class ChatModel:
                 with torch.inference_mode():
                     self.model.generate(
                         **inputs,
-                        **self._settings(),
+                        **settings,
                         streamer=streamer,
                         stopping_criteria=StoppingCriteriaList([_Stopped(stop)]),
                     )
@@ -156,27 +191,34 @@ class ChatModel:
             stop.set()
             thread.join()
 
-    def _settings(self) -> dict:
+    def _settings(
+        self,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+    ) -> dict:
+        """Keyword arguments of `generate`."""
+        if max_new_tokens is not None and max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens is {max_new_tokens}; give 1 or more.")
         return {
-            "max_new_tokens": self.max_new_tokens,
-            "do_sample": False,
-            "eos_token_id": self._end_ids(),
-            "pad_token_id": self._pad_id(),
+            **GREEDY,
+            "max_new_tokens": self.max_new_tokens if max_new_tokens is None else max_new_tokens,
+            "logits_processor": token_choice(self.model.generation_config, temperature, top_p, seed),
+            "eos_token_id": self.end_ids,
+            "pad_token_id": self.pad_id,
         }
 
-    def _end_ids(self) -> list[int]:
-        """eos, the LLM's own end tokens, and the one that ends an answer in the template."""
-        own = self.model.generation_config.eos_token_id
-        own = own if isinstance(own, list) else [own]
-        return sorted({self.tokenizer.eos_token_id, *own, end_of_answer(self.tokenizer, self.template)} - {None})
-
-    def _pad_id(self) -> int:
-        return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
+    def _answers(self, requests: Sequence[tuple[Sequence[Message], Sequence[Picture]]], settings: dict) -> list[str]:
+        inputs = self._inputs(requests)
+        with torch.inference_mode():
+            ids = self.model.generate(**inputs, **settings)
+        return [self._text(row) for row in ids[:, inputs["input_ids"].shape[1] :]]
 
     def _text(self, ids: Tensor | list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
-    def _inputs(self, requests: Sequence[tuple[Sequence[Message], Sequence[Image.Image | str | Path]]]) -> dict:
+    def _inputs(self, requests: Sequence[tuple[Sequence[Message], Sequence[Picture]]]) -> dict:
         rows, pictures = [], []
         for messages, images in requests:
             loaded = [image if isinstance(image, Image.Image) else load_image(image) for image in images]
@@ -190,7 +232,7 @@ class ChatModel:
             rows.append(encoded["input_ids"])
             pictures += loaded
         longest = max(map(len, rows))
-        input_ids = torch.full((len(rows), longest), self._pad_id())
+        input_ids = torch.full((len(rows), longest), self.pad_id)
         attention_mask = torch.zeros_like(input_ids)
         for index, row in enumerate(rows):
             input_ids[index, longest - len(row) :] = torch.tensor(row)

@@ -12,16 +12,21 @@ BARE_KERNELS = ("proj",)
 
 
 def set_trainable(objective: nn.Module, prefixes: list[str]) -> None:
-    """Freezes everything but the parameters that start with one of `prefixes`; an empty list changes nothing."""
+    """Freezes everything but the parameters that start with one of `prefixes`; an empty list changes nothing.
+
+    A parameter with two names, as a head that is tied to the embeddings, is trained if one of them is meant.
+    """
     if not prefixes:
         return
-    names = [name for name, _ in objective.named_parameters()]
+    named = list(objective.named_parameters(remove_duplicate=False))
     for prefix in prefixes:
-        if not any(name.startswith(prefix) for name in names):
-            groups = ", ".join(sorted({name.split(".")[0] for name in names}))
+        if not any(name.startswith(prefix) for name, _ in named):
+            groups = ", ".join(sorted({name.split(".")[0] for name, _ in named}))
             raise ValueError(f"trainable: no parameter starts with {prefix!r}; the modules are {groups}.")
-    for name, value in objective.named_parameters():
-        value.requires_grad_(name.startswith(tuple(prefixes)))
+    objective.requires_grad_(False)
+    for name, value in named:
+        if name.startswith(tuple(prefixes)):
+            value.requires_grad_(True)
 
 
 def kernel_names(module: nn.Module) -> list[str]:

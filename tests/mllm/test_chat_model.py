@@ -1,6 +1,6 @@
 """A loaded multimodal LLM: its answers, streamed and in batches, on any device and in any dtype."""
 
-import time
+from threading import Event, active_count
 
 import pytest
 import torch
@@ -48,6 +48,38 @@ def test_a_character_of_several_tokens_is_streamed_whole_and_a_space_after_a_lin
     assert pieces == ["red", "\n a", "★", " \ufffd"]
 
 
+def test_drawn_answers_follow_their_seed(model, pictures):
+    ask = [[{"role": "user", "content": "is there a star?"}], pictures[:1]]
+    first = model.chat(*ask, temperature=2.0, seed=1)
+    assert first == model.chat(*ask, temperature=2.0, seed=1) == "".join(model.stream(*ask, temperature=2.0, seed=1))
+    assert first != model.chat(*ask, temperature=2.0, seed=2)
+    likeliest = model.batch([ask])[0]
+    assert likeliest == model.chat(*ask) == model.chat(*ask, temperature=0.0) == model.chat(*ask, temperature=1e-4)
+    assert likeliest == model.chat(*ask, temperature=9.0, top_p=1e-6)
+
+
+def test_an_llm_that_samples_by_its_own_config_is_sampled_from_in_chat_and_not_in_batches(family, pictures):
+    model = load(family, max_new_tokens=12)
+    likeliest = model.chat(QUESTION, pictures[:1])
+    model.model.generation_config.update(do_sample=True, temperature=3.0)
+    assert model.chat(QUESTION, pictures[:1], seed=1) == model.chat(QUESTION, pictures[:1], temperature=3.0, seed=1)
+    assert len({model.chat(QUESTION, pictures[:1], seed=seed) for seed in range(3)}) == 3
+    assert model.batch([(QUESTION, pictures[:1])]) == [likeliest] == [model.chat(QUESTION, pictures[:1], temperature=0)]
+
+
+def test_an_answer_is_cut_at_max_new_tokens(model, pictures):
+    ids = []
+    handle = model.model.lm_head.register_forward_hook(lambda module, inputs, logits: ids.append(1))
+    model.chat(QUESTION, pictures[:1], max_new_tokens=3)
+    assert len(ids) <= 3
+    ids.clear()
+    "".join(model.stream(QUESTION, pictures[:1], max_new_tokens=1))
+    handle.remove()
+    assert len(ids) == 1
+    with pytest.raises(ValueError, match="max_new_tokens is 0; give 1 or more"):
+        model.chat(QUESTION, max_new_tokens=0)
+
+
 def test_left_padded_batches_answer_as_one_by_one(model, pictures):
     requests = [
         (QUESTION, pictures[:1]),
@@ -70,27 +102,30 @@ def test_the_processor_makes_the_pixels_the_encoder_was_trained_on(model, pictur
     assert torch.allclose(pixels[0].amax((1, 2)), torch.tensor([1.0, -1.0, -1.0]), atol=1e-5)
 
 
-def test_closing_the_stream_stops_the_computation(family, pictures):
+@pytest.mark.timeout(60)
+def test_closing_the_stream_ends_the_computation_with_the_step_it_is_in(family, pictures, monkeypatch):
     model = ChatModel.from_pretrained(family / "mllm", max_new_tokens=100)
     word = model.tokenizer.convert_tokens_to_ids("▁a")
-    steps = []
+    steps, closing = [], Event()
+    monkeypatch.setattr("mllm.chat_model.Event", lambda: closing)
 
-    def always_a_word(module, inputs, logits):  # words end pieces, and 5 ms a step leave time to stop
-        time.sleep(0.005)
+    def a_third_step_that_lasts_until_the_stream_is_closed(module, inputs, logits):
         steps.append(1)
+        if len(steps) == 3:
+            assert closing.wait(30)
         logits[..., word] += 1e5
         return logits
 
-    handle = model.model.lm_head.register_forward_hook(always_a_word)
+    model.model.lm_head.register_forward_hook(a_third_step_that_lasts_until_the_stream_is_closed)
+    threads = active_count()
     stream = model.stream(QUESTION, pictures[:1])
-    next(stream)
+    assert next(stream) == "a" and active_count() == threads + 1
     stream.close()
-    handle.remove()
-    assert len(steps) < 50
+    assert len(steps) <= 3 and active_count() == threads
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("error", [RuntimeError, ValueError, KeyError, MemoryError])
+@pytest.mark.parametrize("error", [RuntimeError, KeyError, MemoryError, SystemExit])
 def test_an_error_while_streaming_reaches_the_caller(model, pictures, error):
     def fails_at_the_third_word(module, inputs, output):
         calls.append(1)
@@ -150,4 +185,7 @@ def test_chat_answers_a_question_in_the_terminal(family, capsys):
     options = ["--model", str(family / "mllm"), "--dtype", "bfloat16", "--max-new-tokens", "4"]
     chat([*options, "--question", "is there a star?"])
     model = ChatModel.from_pretrained(family / "mllm", 4, dtype=torch.bfloat16)
-    assert capsys.readouterr().out.endswith(model.chat([{"role": "user", "content": "is there a star?"}]) + "\n")
+    question = [{"role": "user", "content": "is there a star?"}]
+    assert capsys.readouterr().out.endswith(model.chat(question) + "\n")
+    chat([*options, "--question", question[0]["content"], "--temperature", "2", "--top-p", "0.9", "--seed", "5"])
+    assert capsys.readouterr().out.endswith(model.chat(question, temperature=2.0, top_p=0.9, seed=5) + "\n")

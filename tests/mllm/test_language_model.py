@@ -153,15 +153,19 @@ def test_neither_small_nor_large_logits_hide_a_soft_cap_or_refuse_a_llama(family
     assemble(family / "autoencoder", tmp_path / "llama", tmp_path / "out")
 
 
-def test_a_tied_head_is_trained_with_the_llm(family, tmp_path):
+@pytest.mark.parametrize("trainable", [["connector", "llm"], ["connector", "llm", "head"], ["head"]])
+def test_a_tied_head_is_trained_with_the_llm(family, tmp_path, trainable):
     llm = save_llm(tmp_path / "llm", "qwen2", {"tie_word_embeddings": True})
     assemble(family / "autoencoder", llm, tmp_path / "out")
     objective = MultimodalObjective(LlavaForConditionalGeneration.from_pretrained(tmp_path / "out"), cached=True)
-    set_trainable(objective, ["connector", "llm"])
+    set_trainable(objective, trainable)
     ids = torch.arange(3, 12)[None]
     objective(ids, ids, torch.ones_like(ids), torch.zeros(1, 4, 32))["loss"].backward()
     # An id that is a target and no input: its gradient comes through the head alone.
     assert objective.head.weight.grad[11].any() and objective.llm.embed_tokens.weight.grad is objective.head.weight.grad
+    groups = {name.split(".")[0] for name, value in objective.named_parameters() if value.requires_grad}
+    assert groups == ({"llm"} if trainable == ["head"] else {"connector", "llm"})
+    assert objective.llm.layers[0].mlp.up_proj.weight.requires_grad == ("llm" in trainable)
 
 
 def test_a_spare_token_stands_for_the_picture_in_every_template(family, tmp_path):
@@ -191,7 +195,7 @@ def test_a_spare_token_that_is_in_use_is_left_alone(family, tmp_path, mentioned)
 def test_a_template_without_generation_marks_ends_at_the_llms_own_end_tokens(family, tmp_path):
     template = "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}"
     assemble(family / "autoencoder", save_llm(tmp_path / "llm", "llama", {}, template=template), tmp_path / "out")
-    assert ChatModel.from_pretrained(tmp_path / "out")._end_ids() == [2, 5]
+    assert ChatModel.from_pretrained(tmp_path / "out").end_ids == [2, 5]
 
 
 @pytest.mark.parametrize("llm", ["nobody/no-such-llm", "/nowhere/llm"])

@@ -198,7 +198,7 @@ def test_a_model_speaks_the_template_it_was_trained_with(family, tmp_path, pictu
     answer = encode_conversation(
         {**row, "conversations": [*row["conversations"], {"from": "gpt", "value": "red"}]}, model.tokenizer, template, 4
     )
-    assert answer["input_ids"][: len(prompt)] == prompt and answer["input_ids"][-1] in model._end_ids()
+    assert answer["input_ids"][: len(prompt)] == prompt and answer["input_ids"][-1] in model.end_ids
     assert isinstance(model.chat(QUESTION, pictures[:1]), str)
 
 
