@@ -227,6 +227,21 @@ def test_a_special_token_that_someone_typed_is_text(chat, template, typed):
     assert found == controls("word")[0] and text.count(typed.replace("\ufdd1", "")) >= 3
 
 
+def test_special_tokens_are_read_once_and_again_when_one_was_added(chat, monkeypatch):
+    tokenizer, read = copy.deepcopy(chat), []
+    own = type(tokenizer).added_tokens_decoder.fget
+    monkeypatch.setattr(type(tokenizer), "added_tokens_decoder", property(lambda self: read.append(1) or own(self)))
+    row = _row("a <|new|>", "red", "and </s>?", "blue", image=None)
+    for _ in range(3):
+        plain = encode_conversation(row, tokenizer)
+    assert len(read) == 1
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|new|>"]}, replace_extra_special_tokens=False)
+    read.clear()
+    new = tokenizer.convert_tokens_to_ids("<|new|>")
+    assert new not in encode_conversation(row, tokenizer)["input_ids"] and new in tokenizer("<|new|>")["input_ids"]
+    assert encode_conversation(row, tokenizer) == plain and len(read) == 1
+
+
 def test_words_around_a_typed_special_token_are_tokenised_as_ever(chat):
     rows = [_row(text, "red", image=None) for text in ("a red</s> star", "a red star")]
     typed, plain = [chat.convert_ids_to_tokens(encode_conversation(row, chat)["input_ids"]) for row in rows]
