@@ -1,7 +1,7 @@
 """Turns -> prompt text with its trained stretches -> tokens. What people typed never becomes a special token.
 
 A text of a turn holds PLACE where a picture is, and its special tokens, which are only words here, stand between OPEN
-and CLOSE: `protected` makes it so. The three are Unicode noncharacters, which no text may contain.
+and CLOSE: `protected` makes it so. BEGIN is for render_chat. All are Unicode noncharacters, which no text may contain.
 """
 
 import re
@@ -12,7 +12,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
-PLACE, OPEN, CLOSE = "\ufdd0", "\ufdd1", "\ufdd2"
+PLACE, OPEN, CLOSE, BEGIN = "\ufdd0", "\ufdd1", "\ufdd2", "\ufdd3"
 MARKED = re.compile(f"{OPEN}([^{OPEN}{CLOSE}]*){CLOSE}|[{OPEN}{CLOSE}]")
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 VICUNA_SYSTEM = (
@@ -46,8 +46,8 @@ def _special_tokens(tokenizer: PreTrainedTokenizerBase, size: int) -> tuple[dict
 
 
 def unmarked(text: str) -> str:
-    """The text without the three noncharacters, which would be read as marks."""
-    return re.sub(f"[{PLACE}{OPEN}{CLOSE}]", "", text)
+    """The text without the noncharacters, which would be read as marks."""
+    return re.sub(f"[{PLACE}{OPEN}{CLOSE}{BEGIN}]", "", text)
 
 
 def protected(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -80,10 +80,11 @@ def render_plain(turns: Turns, tokenizer: PreTrainedTokenizerBase, generate: boo
 
 
 def render_chat(turns: Turns, tokenizer: PreTrainedTokenizerBase, generate: bool) -> tuple[str, list[Span]]:
-    """The tokenizer's own chat template; trained is what its `{% generation %}` marks enclose.
+    """The tokenizer's own chat template, without thinking; trained is what its `{% generation %}` marks enclose.
 
     Without marks an answer begins where the prompt of the turns before it ends, and ends with its turn, the white space
-    after its end token aside.
+    after its end token aside. Where earlier turns are rendered otherwise than the last, as by Qwen 3, whose last answer
+    alone has an empty thought in front, they stand as in the history that the model is shown, and are found by a mark.
 
     Raises:
         ConversationError: there is no template, it refuses the turns, or without marks the answers cannot be found.
@@ -93,29 +94,42 @@ def render_chat(turns: Turns, tokenizer: PreTrainedTokenizerBase, generate: bool
     template = tokenizer.get_chat_template()
     marks = GENERATION.search(template) is not None
 
-    def render(count: int, prompt: bool) -> tuple[str, list[Span]]:
+    def render(shown: Turns, prompt: bool) -> tuple[str, list[Span]]:
         texts, spans = render_jinja_template(
-            conversations=[[{"role": role, "content": words} for role, words in turns[:count]]],
+            conversations=[[{"role": role, "content": words} for role, words in shown]],
             chat_template=template,
             add_generation_prompt=prompt,
             return_assistant_tokens_mask=marks,
+            enable_thinking=False,
             **tokenizer.special_tokens_map,
         )
         return texts[0], spans[0] if marks else []
 
+    def begin(number: int) -> int:
+        """Where the words of a turn begin in the whole text; -1 where they are not in it."""
+        role, words = turns[number]
+        front = len(words) - len(words.lstrip())
+        marked = [*turns[:number], (role, words[:front] + BEGIN + words[front:]), *turns[number + 1 :]]
+        found = render(marked, False)[0]
+        return found.find(BEGIN) if found.replace(BEGIN, "") == text else -1
+
     try:
-        text, spans = render(len(turns), generate)
+        text, spans = render(turns, generate)
         if generate or marks:
             return text, spans
         for number, (role, _) in enumerate(turns):
             if role == "assistant":
-                prompt, turn = render(number, True)[0], render(number + 1, False)[0]
-                if not (turn.startswith(prompt) and text.startswith(turn)):
+                prompt, turn = render(turns[:number], True)[0], render(turns[: number + 1], False)[0]
+                answer = turn[len(prompt) :].rstrip()
+                start = len(prompt)
+                if not text.startswith(turn):
+                    start, answer = begin(number), answer.lstrip()
+                if not turn.startswith(prompt) or start < 0 or not text.startswith(answer, start):
                     raise ConversationError(
                         f"the chat template renders turn {number + 1} otherwise when it is asked for or others follow, "
                         "so its answer cannot be found; mark answers by {% generation %} in it, or use vicuna_v1."
                     )
-                spans.append((len(prompt), len(turn.rstrip())))
+                spans.append((start, start + len(answer)))
     except TemplateError as error:
         raise ConversationError(f"the chat template refuses it: {error}.") from error
     return text, spans

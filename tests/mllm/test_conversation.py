@@ -197,6 +197,40 @@ def test_without_generation_marks_the_answers_are_found_all_the_same(chat):
     assert end_of_answer(bare, "chat") == end_of_answer(chatml, "chat") == chat.convert_tokens_to_ids("<|end|>")
 
 
+# As Qwen 3: an empty thought stands in front of the last answer alone, and in a prompt only without thinking.
+QWEN3 = (
+    "{% for m in messages %}{{ '<|user|>' + m['role'] + '\n' }}"
+    "{% if m['role'] == 'assistant' and loop.last %}{{ '<think>\n\n</think>\n\n' + m['content'].lstrip('\n') }}"
+    "{% else %}{{ m['content'] }}{% endif %}{{ '<|end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|user|>assistant\n' }}"
+    "{% if enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}"
+)
+
+
+def test_earlier_answers_are_trained_where_the_template_drops_their_thoughts(chat):
+    qwen3 = _with_template(chat, QWEN3)
+    row = _row("<image>\nsay red", "red", "say red", " two\nlines ", "more?", "red")
+    encoded = encode_conversation(row, qwen3, "chat", 3)
+    image = chat.convert_tokens_to_ids("<image>")
+    assert _trained(encoded, chat) == "red<|end|> two\nlines <|end|>red<|end|>"
+    text = chat.decode([token for token in encoded["input_ids"] if token != image])
+    assert text.count("<think>") == 1 and text.rstrip().endswith("</think>\n\nred<|end|>")
+    first = next(index for index, label in enumerate(encoded["labels"]) if label != IGNORED)
+    assert chat.decode(encoded["input_ids"][:first]).endswith("<|user|>assistant\n")  # not the user's "red"
+    for turns in (
+        1,
+        3,
+        5,
+    ):  # a prompt holds the history as the row does, and the answer that follows is what is trained
+        part = {**row, "conversations": row["conversations"][:turns]}
+        prompt = encode_conversation(part, qwen3, "chat", 3, add_generation_prompt=True)["input_ids"]
+        part = {**row, "conversations": row["conversations"][: turns + 1]}
+        whole = encode_conversation(part, qwen3, "chat", 3)
+        assert whole["input_ids"][: len(prompt)] == prompt
+        assert whole["labels"][len(prompt) - 1] == IGNORED != whole["labels"][len(prompt)]
+    assert end_of_answer(qwen3, "chat") == chat.convert_tokens_to_ids("<|end|>")
+
+
 @pytest.mark.parametrize(
     ("template", "words"),
     [
