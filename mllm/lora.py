@@ -8,7 +8,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import BitsAndBytesConfig, LlavaForConditionalGeneration, ProcessorMixin
 
 CONNECTOR = "multi_modal_projector"
-NOT_THE_LLM = ["vision_tower", CONNECTOR, "lm_head"]
+NOT_THE_LLM = ["model.vision_tower", f"model.{CONNECTOR}", "lm_head"]
 
 
 def add_lora(model: LlavaForConditionalGeneration, settings: dict[str, Any]) -> PeftModel:
@@ -20,14 +20,14 @@ def add_lora(model: LlavaForConditionalGeneration, settings: dict[str, Any]) -> 
     Raises:
         ValueError: LoraConfig does not know one of the settings, or it is one of those that are fixed here.
     """
-    fixed = {"exclude_modules": rf"(model\.)?({'|'.join(NOT_THE_LLM)})(\..*)?", "modules_to_save": [CONNECTOR]}
+    fixed = {"exclude_modules": rf"({'|'.join(NOT_THE_LLM)})(\..*)?", "modules_to_save": [CONNECTOR]}
     for key in fixed.keys() & settings.keys():
         raise ValueError(f"lora.{key} is set by mllm.train itself; remove it from the recipe.")
     try:
         config = LoraConfig(**{"target_modules": "all-linear", **settings, **fixed})
     except TypeError as error:
         raise ValueError(f"The lora block of the recipe is not accepted: {error}.") from error
-    return get_peft_model(model, config)
+    return get_peft_model(model, config, autocast_adapter_dtype=False)  # the trainer decides: DeepSpeed wants one dtype
 
 
 def save_adapter(adapter: PeftModel, processor: ProcessorMixin, folder: str | Path) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from bitsandbytes.nn import Linear4bit
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import LlavaForConditionalGeneration
@@ -9,7 +10,9 @@ from transformers import LlavaForConditionalGeneration
 from mllm import ChatModel
 from mllm.lora import add_lora
 from mllm.merge import main as merge
+from mllm.train import MultimodalRecipe, load_model
 from mllm.train import main as train
+from training.recipes import load_recipe
 
 LORA = "lora={r: 4, lora_alpha: 8, lora_dropout: 0.05}"
 LINEAR = {f"self_attn.{name}_proj" for name in "qkvo"} | {f"mlp.{name}_proj" for name in ("gate", "up", "down")}
@@ -81,3 +84,21 @@ def test_what_cannot_be_merged_or_trained_is_refused(family, arguments, tmp_path
     train(arguments("lora", LORA, "trainer.max_steps=1"))
     with pytest.raises(ValueError, match="holds adapters; python -m mllm.merge comes first"):
         train(arguments("more", f"init_from={tmp_path / 'lora'}"))
+
+
+def test_an_llm_in_four_bits_learns_by_adapters_that_merge_into_its_own_weights(family, arguments, tmp_path):
+    command = arguments("qlora", LORA, "load_in_4bit=true", "trainer.activation_checkpointing=true")
+    model = load_model(load_recipe(MultimodalRecipe, command), torch.device("cpu"))
+    packed = {name for name, module in model.named_modules() if isinstance(module, Linear4bit)}
+    assert packed == {f"model.language_model.layers.0.{name}" for name in LINEAR}
+    train(command)
+    adapter = load_file(tmp_path / "qlora" / "adapter_model.safetensors")
+    assert all(value.abs().max() > 0 for name, value in adapter.items() if "lora_B" in name)
+    merge(["--model", str(tmp_path / "qlora"), "--out", str(tmp_path / "merged")])
+    before = LlavaForConditionalGeneration.from_pretrained(family / "mllm").state_dict()
+    after = LlavaForConditionalGeneration.from_pretrained(tmp_path / "merged").state_dict()
+    scale = 8 / 4
+    for name in LINEAR:
+        a, b = (adapter[f"base_model.model.model.language_model.layers.0.{name}.lora_{side}.weight"] for side in "AB")
+        key = f"model.language_model.layers.0.{name}.weight"
+        assert torch.allclose(after[key], before[key] + scale * b @ a, atol=1e-5), name
