@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneration
+from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneration, TrainingArguments
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 import encoder  # noqa: F401  registers the vision tower with the Auto classes
 from encoder.lineage import read_parents, start_training, weights_hash
@@ -23,9 +24,10 @@ from mllm.lora import add_lora, four_bits, save_adapter
 from mllm.merge import ADAPTER
 from mllm.objective import MultimodalObjective, tower_tokens
 from mllm.sampler import GroupedSampler, row_lengths
+from training.arguments import training_arguments, uses_deepspeed
 from training.cli import run_cli
 from training.recipes import REQUIRED, Recipe, load_recipe
-from training.trainer import run_training, training_arguments
+from training.trainer import run_training
 from training.zero import keep_whole
 
 
@@ -83,17 +85,22 @@ def check(recipe: MultimodalRecipe) -> None:
         raise ValueError("load_in_4bit: weights in four bits cannot learn; set lora too.")
 
 
-def load_model(recipe: MultimodalRecipe, device: torch.device) -> LlavaForConditionalGeneration:
+def load_model(recipe: MultimodalRecipe, arguments: TrainingArguments) -> LlavaForConditionalGeneration:
     """The model of `init_from`, tower frozen.
 
     It has the folder's dtype, and the trainer makes of it what learns float32; a CPU computes in float32 alone at full
     speed; DeepSpeed wants all of one dtype and keeps float32 copies itself.
+
+    Raises:
+        ValueError: ZeRO-3 is to split an LLM in four bits.
     """
-    half = torch.bfloat16 if recipe.trainer.get("bf16") else torch.float32
-    one = recipe.trainer.get("deepspeed") or device.type == "cpu"
+    if recipe.load_in_4bit and is_deepspeed_zero3_enabled():
+        raise ValueError("load_in_4bit: ZeRO-3 cannot split weights in four bits; use ZeRO-2, or no DeepSpeed.")
+    half = torch.bfloat16 if arguments.bf16 else torch.float32
+    one = uses_deepspeed(arguments) or arguments.device.type == "cpu"
     options: dict[str, Any] = {"dtype": half if one else "auto"}
     if recipe.load_in_4bit:
-        options |= {"quantization_config": four_bits(half), "device_map": {"": device}}
+        options |= {"quantization_config": four_bits(half), "device_map": {"": arguments.device}}
     model = LlavaForConditionalGeneration.from_pretrained(recipe.init_from, **options)
     model.config.conversation_template = recipe.template  # what ChatModel will speak
     model.model.vision_tower.requires_grad_(False).eval()
@@ -109,7 +116,7 @@ def main(argv: list[str]) -> None:
     rows = load_rows(recipe.data)
     if recipe.blind:
         rows = without_pictures(rows)
-    model = load_model(recipe, arguments.device)
+    model = load_model(recipe, arguments)
     adapter = add_lora(model, recipe.lora) if recipe.lora else None
     processor = AutoProcessor.from_pretrained(recipe.init_from)
     parents = {**read_parents(recipe.init_from), "init_from": weights_hash(recipe.init_from)}

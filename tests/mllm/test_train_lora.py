@@ -12,6 +12,7 @@ from mllm.lora import add_lora
 from mllm.merge import main as merge
 from mllm.train import MultimodalRecipe, load_model
 from mllm.train import main as train
+from training.arguments import training_arguments
 from training.recipes import load_recipe
 
 LORA = "lora={r: 4, lora_alpha: 8, lora_dropout: 0.05}"
@@ -88,7 +89,8 @@ def test_what_cannot_be_merged_or_trained_is_refused(family, arguments, tmp_path
 
 def test_an_llm_in_four_bits_learns_by_adapters_that_merge_into_its_own_weights(family, arguments, tmp_path):
     command = arguments("qlora", LORA, "load_in_4bit=true", "trainer.activation_checkpointing=true")
-    model = load_model(load_recipe(MultimodalRecipe, command), torch.device("cpu"))
+    recipe = load_recipe(MultimodalRecipe, command)
+    model = load_model(recipe, training_arguments(recipe))
     packed = {name for name, module in model.named_modules() if isinstance(module, Linear4bit)}
     assert packed == {f"model.language_model.layers.0.{name}" for name in LINEAR}
     train(command)
