@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import get_scheduler
 
 from encoder.cache import CacheKey
 from encoder.views import Views
@@ -13,14 +14,14 @@ from generator import DiTDHTransformer2DModel
 from generator.data import Collator, DrawingDataset, Drawings, cache_tokens
 from generator.evaluate import CATEGORIES, prompt_at
 from generator.evaluate import main as evaluate
-from generator.flow import sample, uniform_timesteps
+from generator.flow import dimension_shift, sample, uniform_timesteps
 from generator.objective import FlowObjective
 from generator.pipeline import load_pipeline
 from generator.text import TextStates, encode_texts, states_width
 from generator.train import GeneratorRecipe, build_transformer
 from generator.train import main as train
-from generator.transformer import PRESETS
 from tests.generator.small_cache import write_cache
+from training.arguments import training_arguments
 from training.recipes import RecipeError, load_recipe
 from training.shapes import caption_facts, captions, facts_hold
 
@@ -189,11 +190,22 @@ def test_it_learns_which_text_belongs_to_which_tokens():
     assert error < 0.15 and mixed_up > 5 * error
 
 
-def test_every_recipe_is_accepted():
-    recipes = sorted((Path(__file__).parents[2] / "generator" / "recipes").glob("*.yaml"))
-    assert len(recipes) == 7
-    for path in recipes:
-        assert load_recipe(GeneratorRecipe, [str(path)]).size in PRESETS
+@pytest.mark.parametrize("size", ["s", "xl"])
+def test_the_imagenet_recipes_are_raes_schedule(size):
+    path = Path(__file__).parents[2] / "generator" / "recipes" / f"ditdh_{size}_imagenet256.yaml"
+    recipe = load_recipe(GeneratorRecipe, [str(path), "trainer.bf16=false", "trainer.torch_compile=false"])
+    assert recipe.shift == pytest.approx(dimension_shift(768, 16, 16)) and recipe.size == size.upper()
+    assert 0.5 ** (1 / recipe.ema_half_life) == pytest.approx(0.9995, abs=1e-6)
+    arguments = training_arguments(recipe)
+    assert 8 * arguments.per_device_train_batch_size == 1024 and arguments.weight_decay == 0
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=arguments.learning_rate)
+    schedule = get_scheduler(
+        arguments.lr_scheduler_type, optimizer, num_warmup_steps=arguments.warmup_steps,
+        num_training_steps=arguments.max_steps, scheduler_specific_kwargs=arguments.lr_scheduler_kwargs,
+    )  # fmt: skip
+    epoch = 1251  # steps of 1024 of ImageNet's pictures
+    for at, rate in ((0, 2e-4), (40, 2e-4), (420, 1.1e-4), (800, 2e-5)):
+        assert 2e-4 * schedule.lr_lambdas[0](at * epoch) == pytest.approx(rate)
 
 
 def test_prompts_of_the_evaluation_are_true_and_reproducible():

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from training.shapes import HELD_OUT_PAIRS, caption_facts, captions, facts_hold, questions
+from training.shapes import COLORS, HELD_OUT_PAIRS, SHAPES, caption_facts, captions, facts_hold, questions
 from training.shapes.write import scene_at, scene_from_dict, write
 from training.shards import read_tar
 
@@ -54,6 +54,8 @@ def test_captions_parse_back_and_hold(folder):
         values = json.loads(sample["json"])
         scene = scene_from_dict(values["scene"])
         assert values["captions"] == captions(scene)
+        color, shape = divmod(values["label"], len(SHAPES))
+        assert (list(COLORS)[color], SHAPES[shape]) == (scene.objects[0].color, scene.objects[0].shape)
         for text in values["captions"]:
             assert facts_hold(caption_facts(text), scene), text
 

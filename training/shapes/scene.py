@@ -61,6 +61,12 @@ class Scene:
     gradient_strength: float = 0.05
 
     @property
+    def label(self) -> int:
+        """A class of 64, for drawing without text: 8 x colour + shape of the object that captions name first."""
+        first = self.objects[0]
+        return len(SHAPES) * list(COLORS).index(first.color) + SHAPES.index(first.shape)
+
+    @property
     def description(self) -> str:
         """The canonical description: equal for two scenes that every caption describes equally well."""
         names = sorted(f"{o.size} {o.color} {o.shape} at the {o.place}" for o in self.objects)

@@ -3,7 +3,7 @@
     python -m training.shapes.write --out data/shapes --split train --count 20000 --size 64
 
 leaves in OUT/SPLIT:
-    shards/00000.tar ...   WebDataset: KEY.png and KEY.json {"captions": [...], "description": ..., "scene": {...}}
+    shards/00000.tar ...   WebDataset: KEY.png and KEY.json {"captions": [...], "description", "label", "scene"}
     images/KEY.png         the same pictures as files, for the rows below (`--question-images`, the first so many)
     questions.json         LLaVA rows: one question and its answer a row, with its kind
     corpus.txt             captions, questions and answers of all scenes, a sentence a line (`--corpus`, so many scenes)
@@ -47,7 +47,8 @@ def png_bytes(scene: Scene, size: int) -> bytes:
 def _samples(split: Split, count: int, size: int, seed: int) -> Iterator[dict[str, str | bytes]]:
     for index in tqdm(range(count), desc=f"{split} {size} px", mininterval=2):
         scene = scene_at(split, index, seed)
-        facts = {"captions": captions(scene), "description": scene.description, "scene": asdict(scene)}
+        facts = {"captions": captions(scene), "description": scene.description, "label": scene.label,
+                 "scene": asdict(scene)}  # fmt: skip
         yield {"__key__": f"{index:08d}", "png": png_bytes(scene, size), "json": json.dumps(facts).encode()}
 
 
