@@ -31,18 +31,6 @@ class FlowObjective(nn.Module):
         self.shift = shift
         self.frozen = (autoencoder, text_encoder)  # a tuple: not registered, not saved, not trained
 
-    def activation_checkpointing_enable(
-        self, activation_checkpointing_kwargs: dict | None = None, every_n_layers: int = 1, offload: bool = False
-    ) -> None:
-        """What the Trainer calls for trainer.activation_checkpointing: every block is checkpointed.
-
-        Raises:
-            ValueError: anything else is asked for.
-        """
-        if activation_checkpointing_kwargs or every_n_layers != 1 or offload:
-            raise ValueError("trainer.activation_checkpointing_kwargs: the generator checkpoints every block; drop it.")
-        self.transformer.enable_gradient_checkpointing()
-
     def _image_tokens(self, image_tokens: Tensor | None, latents: Tensor | None) -> Tensor:
         if image_tokens is not None:
             return image_tokens.float()
