@@ -1,12 +1,20 @@
-"""Asks a generator of `shapes` for drawings and judges them by what their prompts say.
+"""Judges what a generator draws: each drawing of `shapes` by its prompt, and many drawings together by their features.
 
     python -m generator.evaluate --model runs/generator --count 500 --split test_iid --out report.json
+    python -m generator.evaluate --model runs/generator --count 5000 --categories --out fid.json \\
+        --real data/64/test_iid --features runs/features.safetensors --npz drawings.npz
 
-Three categories: one object, two with a relation, three or four counted. Beside every share: its 95% Wilson interval,
-the ceiling (real pictures with the same prompts, encoded and decoded: what decoder and checker let through) and, with
---nearest, the training picture whose caption is nearest to the prompt. A grid of drawings lies beside the report.
-Drawing i of a category always has the same scene, prompt and noise, whatever --count and --batch are. Choose --guidance
-on val.
+By prompt: ShapesChecker on categories as GenEval has them (generator/prompts.py), with N and the 95% Wilson interval of
+every share. Beside it: the ceiling (real pictures with the same prompts, encoded and decoded: what decoder and checker
+let through), whether number, colours and shapes alone were right, with --nearest the training picture whose caption is
+nearest to the prompt, and in how many places and sizes 16 drawings of one prompt come. A grid lies beside the report.
+
+Together: Frechet distance, kernel distance (KID), precision and recall against the first --count pictures of --real in
+the --features of python -m generator.features (or `inception`), and the same for these pictures encoded and decoded. A
+generator of text draws one caption of each; one of classes draws every class equally often. --npz is what ADM's
+evaluator reads: arr_0 uint8 [N, height, width, 3].
+
+Drawing i has the same scene, prompt and noise whatever --count and --batch are. Choose --guidance on val.
 """
 
 import argparse
@@ -18,67 +26,45 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from encoder.cache import LatentCache
 from encoder.images import picture_grid, to_pil, to_pixel_values
+from generator.distribution import balanced_labels, compare, decoded, draw_many, real_pictures
 from generator.draw import add_drawing_options, drawing_options
+from generator.edit import picture_size
+from generator.features import Features, load_features
 from generator.flow import picture_generators
+from generator.nearest import NearestCaption
 from generator.pipeline import OpenVision3Pipeline, load_pipeline
 from generator.prompts import CATEGORIES, prompt_at
 from training.cli import run_cli
 from training.shapes import Scene, ShapesChecker, caption_facts, render
+from training.shapes.scene import place_of
 from training.shapes.write import SPLITS
 from training.statistics import share
 
 GRID_PICTURES = 64
-
-
-def _right(checker: ShapesChecker, pictures: list[Image.Image], prompts: list[str]) -> list[bool]:
-    return [
-        bool(checker.check_facts(np.asarray(picture), caption_facts(prompt)))
-        for picture, prompt in zip(pictures, prompts, strict=True)
-    ]
+NOISE_STEP = 10_000_000  # categories do not share noise: drawing i of category c has the noise NOISE_STEP * c + i
+DIVERSITY_PROMPTS, DIVERSITY_SEEDS = 16, 16
+CHECKER = ShapesChecker()
 
 
 def reconstructed(pipeline: OpenVision3Pipeline, scenes: list[Scene]) -> list[Image.Image]:
     """Real pictures through tokens and back: the ceiling of drawing."""
     autoencoder = pipeline.autoencoder
-    size = pipeline.transformer.grid[0] * autoencoder.patch_size
+    size, _ = picture_size(pipeline)
     pixel_values = to_pixel_values([render(scene, size) for scene in scenes], size).to(autoencoder.device)
     with torch.no_grad():
         return to_pil(autoencoder.decode(autoencoder.encode(pixel_values), grid=pipeline.transformer.grid))
 
 
-class NearestCaption:
-    """The training picture whose caption shares most words and word pairs with the prompt: what copying would do."""
-
-    def __init__(self, folder: str):
-        cache = LatentCache([folder])
-        self.pixels = cache.pixels
-        captions = list(cache.captions)
-        self.owner = [index for index, texts in enumerate(captions) for _ in texts]
-        self.columns: dict[str, list[int]] = {}
-        lengths = []
-        for row, text in enumerate(text for texts in captions for text in texts):
-            pieces = self._pieces(text)
-            lengths.append(len(pieces))
-            for piece in pieces:
-                self.columns.setdefault(piece, []).append(row)
-        self.rows = {piece: np.array(rows) for piece, rows in self.columns.items()}
-        self.lengths = np.array(lengths)
-
-    @staticmethod
-    def _pieces(text: str) -> set[str]:
-        words = text.split()
-        return {*words, *(" ".join(pair) for pair in zip(words[:-1], words[1:], strict=True))}
-
-    def picture(self, prompt: str) -> Image.Image:
-        pieces = self._pieces(prompt)
-        common = np.zeros(len(self.lengths))
-        for piece in pieces:
-            if piece in self.rows:
-                common[self.rows[piece]] += 1
-        best = int((common / (self.lengths + len(pieces) - common)).argmax())
-        return Image.fromarray(self.pixels[self.owner[best]].permute(1, 2, 0).numpy())
+def judge(picture: Image.Image, prompt: str) -> dict[str, bool]:
+    """right: all that the prompt says and no more; number, colors, shapes: these alone."""
+    facts, found = caption_facts(prompt), CHECKER.read(np.asarray(picture))
+    return {
+        "right": bool(CHECKER.check_facts(np.asarray(picture), facts)),
+        "number": len(found) == len(facts.objects),
+        "colors": sorted(each.color for each in found) == sorted(each.color for each in facts.objects),
+        "shapes": sorted(each.shape for each in found) == sorted(each.shape for each in facts.objects),
+    }
 
 
 def evaluate_category(
@@ -86,58 +72,126 @@ def evaluate_category(
     nearest: NearestCaption | None, **options,
 ) -> tuple[dict, list[Image.Image]]:  # fmt: skip
     """The category's shares and its first drawings. options: arguments of the pipeline's call."""
-    checker = ShapesChecker()
-    names = ["drawn", "ceiling"] + (["nearest_caption"] if nearest is not None else [])
-    hits: dict[str, list[bool]] = {name: [] for name in names}
+    judged: dict[str, list[dict[str, bool]]] = {"drawn": [], "ceiling": []}
+    if nearest is not None:
+        judged["nearest_caption"] = []
     shown: list[Image.Image] = []
     for start in tqdm(range(0, count, batch), desc=f"{split} {category}", mininterval=2):
         indices = range(start, min(start + batch, count))
         scenes, prompts = zip(*(prompt_at(category, split, index, seed) for index in indices), strict=True)
-        offset = CATEGORIES.index(category) * 10_000_000  # categories do not share noise
+        offset = CATEGORIES.index(category) * NOISE_STEP
         generators = picture_generators(seed, [offset + index for index in indices])
         images = pipeline(list(prompts), generator=generators, **options).images
-        hits["drawn"] += _right(checker, images, prompts)
-        hits["ceiling"] += _right(checker, reconstructed(pipeline, scenes), prompts)
+        pictures = {"drawn": images, "ceiling": reconstructed(pipeline, scenes)}
         if nearest is not None:
-            hits["nearest_caption"] += _right(checker, [nearest.picture(prompt) for prompt in prompts], prompts)
+            pictures["nearest_caption"] = [nearest.picture(prompt) for prompt in prompts]
+        for name, each in pictures.items():
+            judged[name] += map(judge, each, prompts)
         shown += images[: max(0, GRID_PICTURES - len(shown))]
-    examples = [{"prompt": prompt_at(category, split, index, seed)[1], "right": hits["drawn"][index]}
+    shares = {name: share(sum(each["right"] for each in verdicts), count) for name, verdicts in judged.items()}
+    alone = {name: share(sum(each[name] for each in judged["drawn"]), count) for name in ("number", "colors", "shapes")}
+    examples = [{"prompt": prompt_at(category, split, index, seed)[1], "right": judged["drawn"][index]["right"]}
                 for index in range(min(16, count))]  # fmt: skip
-    return {**{name: share(sum(values), len(values)) for name, values in hits.items()}, "examples": examples}, shown
+    return {**shares, "alone": alone, "examples": examples}, shown
 
 
-def main(argv: list[str]) -> None:
+def layout(picture: Image.Image) -> tuple:
+    """Where objects lie and how large they are, as seen."""
+    return tuple(sorted((each.size, place_of(each.x, each.y)) for each in CHECKER.read(np.asarray(picture))))
+
+
+def diversity(pipeline: OpenVision3Pipeline, split: str, prompts: int, seed: int, **options) -> dict:
+    """How many different layouts DIVERSITY_SEEDS drawings of one prompt have, the mean over prompts that name one
+    object's colour and shape; real: so many pictures of `shapes` with one object."""
+    size, _ = picture_size(pipeline)
+    different = {"drawn": [], "real": []}
+    for index in tqdm(range(prompts), desc=f"{split} diversity", mininterval=2):
+        prompt = prompt_at("colors", split, index, seed)[1]
+        numbers = [index * DIVERSITY_SEEDS + each for each in range(DIVERSITY_SEEDS)]
+        generators = picture_generators(seed, [len(CATEGORIES) * NOISE_STEP + number for number in numbers])
+        images = pipeline([prompt] * DIVERSITY_SEEDS, generator=generators, **options).images
+        real = [render(prompt_at("colors", split, number, seed)[0], size) for number in numbers]
+        for name, pictures in (("drawn", images), ("real", real)):
+            different[name].append(len(set(map(layout, pictures))))
+    means = {name: float(np.mean(values)) for name, values in different.items()}
+    return {"distinct_layouts": means, "seeds": DIVERSITY_SEEDS, "prompts": prompts}
+
+
+def evaluate_together(
+    pipeline: OpenVision3Pipeline, real: str | None, features: Features | None, count: int, batch: int, seed: int,
+    **options,
+) -> tuple[dict, np.ndarray]:  # fmt: skip
+    """Distances to real pictures (none without `features`) and the drawings uint8 [count, height, width, 3].
+
+    Raises:
+        ValueError: it draws from text and there are no shards to take captions from, or they hold too few pictures.
+    """
+    num_classes, size = pipeline.transformer.config.num_classes, picture_size(pipeline)[0]
+    if real is None and num_classes is None:
+        raise ValueError("This generator draws from text: name the shards of its captions with --real.")
+    pictures, captions = (None, None) if real is None else real_pictures(real, count, size, seed)
+    what = {"prompt": captions} if num_classes is None else {"class_labels": balanced_labels(count, num_classes)}
+    drawn = draw_many(pipeline, what, batch, seed, **options)
+    if features is None:
+        return {}, drawn
+    figures = {"drawn": compare(drawn, pictures, features)}
+    return {**figures, "ceiling": compare(decoded(pipeline, pictures, batch), pictures, features)}, drawn
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m generator.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", required=True, help="folder of an OpenVision3Pipeline that draws `shapes` from text")
-    parser.add_argument("--count", type=int, default=500, help="drawings per category")
+    parser.add_argument("--model", required=True, help="folder of an OpenVision3Pipeline")
+    parser.add_argument("--count", type=int, default=500, help="drawings per category, and of all together")
     parser.add_argument("--split", nargs="+", choices=SPLITS, default=["test_iid"], help="one or several splits")
-    parser.add_argument("--categories", nargs="+", choices=CATEGORIES, default=list(CATEGORIES))
+    parser.add_argument(
+        "--categories", nargs="*", choices=CATEGORIES, default=list(CATEGORIES), help="which prompts; may be none"
+    )
     parser.add_argument("--out", required=True, type=Path, help="report to write, .json; grids lie beside it")
     add_drawing_options(parser, guidance=3.0, steps=25)
     parser.add_argument("--batch", type=int, default=50, help="drawings at a time")
     parser.add_argument("--nearest", metavar="CACHE",
                         help="latent cache of the training pictures, for the nearest-caption baseline")  # fmt: skip
+    parser.add_argument("--real", metavar="SHARDS", help="pictures with captions, to compare the drawings with")
+    parser.add_argument("--features", metavar="FILE", help="of python -m generator.features, or `inception`")
+    parser.add_argument("--npz", type=Path, metavar="FILE", help="also write the drawings, for ADM's evaluator")
     arguments = parser.parse_args(argv)
     if arguments.count < 1 or arguments.batch < 1:
         raise ValueError("--count and --batch must be at least 1.")
+    if arguments.features and not arguments.real:
+        raise ValueError("--features needs --real, the pictures to compare the drawings with.")
+    return arguments
+
+
+def main(argv: list[str]) -> None:
+    arguments = parse(argv)
+    features = load_features(arguments.features) if arguments.features else None
     pipeline = load_pipeline(arguments.model)
     pipeline.set_progress_bar_config(disable=True)
     nearest = NearestCaption(arguments.nearest) if arguments.nearest else None
-    options = drawing_options(arguments)
+    options, count, batch, seed = drawing_options(arguments), arguments.count, arguments.batch, arguments.seed
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    report: dict = {"model": arguments.model, "seed": arguments.seed, "settings": options, "splits": {}}
-    for split in arguments.split:
+    report: dict = {"model": arguments.model, "seed": seed, "settings": options, "splits": {}}
+    categories = arguments.categories if pipeline.transformer.config.num_classes is None else []
+    for split in arguments.split if categories else []:
         report["splits"][split] = {}
-        for category in arguments.categories:
-            figures, shown = evaluate_category(
-                pipeline, category, split, arguments.count, arguments.batch, arguments.seed, nearest, **options
-            )
+        for category in categories:
+            figures, shown = evaluate_category(pipeline, category, split, count, batch, seed, nearest, **options)
             report["splits"][split][category] = figures
             picture_grid(shown, columns=8).save(arguments.out.with_name(f"{arguments.out.stem}_{split}_{category}.png"))
-            parts = (f"{name} {100 * value['value']:.1f}%" for name, value in figures.items() if name != "examples")
+            parts = (f"{name} {100 * value['value']:.1f}%" for name, value in figures.items() if "value" in value)
             print(f"{split} {category}: {', '.join(parts)}", flush=True)
+        found = diversity(pipeline, split, min(count, DIVERSITY_PROMPTS), seed, **options)
+        report["splits"][split]["diversity"] = found
+        print(f"{split} diversity: {found}", flush=True)
+    if arguments.real or arguments.npz:
+        together, drawn = evaluate_together(pipeline, arguments.real, features, count, batch, seed, **options)
+        report["together"] = {**together, "count": count, "rounded": "uint8"}
+        print(f"together: {together}", flush=True)
+        if arguments.npz:
+            arguments.npz.parent.mkdir(parents=True, exist_ok=True)
+            np.savez(arguments.npz, arr_0=drawn)
     arguments.out.write_text(json.dumps(report, indent=1))
     print(arguments.out)
 
