@@ -179,7 +179,9 @@ class ChatModel:
                 ids += new
                 text = self._text(ids)
                 # A sentencepiece byte is read anew with each byte that follows it.
-                open_end = text.endswith(UNFINISHED) or self.tokenizer.convert_ids_to_tokens(ids[-1]).startswith("<0x")
+                open_end = text.endswith(UNFINISHED) or str(self.tokenizer.convert_ids_to_tokens(ids[-1])).startswith(
+                    "<0x"
+                )
                 if len(text) > len(shown) and not open_end:
                     yield text[len(shown) :]
                     shown = text

@@ -43,12 +43,12 @@ def token_choice(
     Args:
         own: the LLM's generation config: its temperature (where it samples, else 0) and top_p stand in for None, and
             its top_k holds whenever tokens are drawn.
-        temperature: 0 takes the likeliest token; 1 draws from the LLM's own distribution.
+        temperature: 0 takes the likeliest token, whatever top_p is; 1 draws from the LLM's own distribution.
         top_p: draws from the likeliest tokens that together have this probability, 0 to 1.
         seed: the same seed draws the same answer; None: another one each time.
 
     Raises:
-        ValueError: temperature or top_p is out of its range, or top_p is given where nothing is drawn.
+        ValueError: temperature or top_p is out of its range.
     """
     if temperature is None:
         temperature = (1.0 if own.temperature is None else own.temperature) if own.do_sample else 0.0
@@ -57,8 +57,6 @@ def token_choice(
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p is {top_p}; give a share above 0 and up to 1.")
     if temperature == 0:
-        if top_p is not None:
-            raise ValueError("top_p is for drawing and the temperature is 0; give a temperature above 0 too.")
         return LogitsProcessorList()
     warpers = LogitsProcessorList([TemperatureLogitsWarper(float(temperature))])
     if own.top_k:

@@ -164,8 +164,6 @@ def build_server(model: ChatModel, name: str) -> FastAPI:
             return refusal(f"There is no model {request.model!r} here; the one there is is {name!r}.", 404)
         options = {"max_new_tokens": request.max_completion_tokens or request.max_tokens,
                    "temperature": request.temperature, "top_p": request.top_p, "seed": request.seed}  # fmt: skip
-        if request.temperature == 0:
-            del options["top_p"]  # OpenAI's clients may send both
         options = {key: value for key, value in options.items() if value is not None}
         head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": name}
         try:

@@ -17,7 +17,7 @@ from mllm import ChatModel
 from mllm.assemble import assemble
 from mllm.conversation import encode_conversation, image_placeholder, image_token
 from mllm.objective import MultimodalObjective
-from training.trainer import set_trainable
+from training.modules import set_trainable
 
 VOCABULARY = 64
 SMALL = {
