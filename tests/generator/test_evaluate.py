@@ -157,7 +157,7 @@ def test_the_classifier_learns_from_pixels_and_reads_any_size(monkeypatch):
     fitted = train(pictures, targets, steps=80)
     right, whole = accuracy(fitted, pictures, targets)
     constant = (targets == (targets.mean(dim=0) > 0.5)).double().mean()  # the best answer without looking
-    assert right > constant + 0.05 and whole < right
+    assert right > constant + 0.05 and whole <= right
     assert accuracy(fitted, pictures, (fitted(pictures) > 0).float()) == (1, 1)
     large = [to_pil(torch.rand(1, 3, 96, 96))[0], Image.new("RGB", (96, 96))]
     assert extract(fitted.features, np.stack([np.asarray(each) for each in large])).shape == (2, 64)
