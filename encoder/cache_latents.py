@@ -140,8 +140,10 @@ def main(argv: list[str]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--shards", required=True, help="folder of .tar shards (png or jpg, and json or txt, or cls: a class number)"
-    )
+        "--shards", required=True,
+        help="folder of .tar shards (png or jpg, and json or txt, or cls: a class number), of .parquet files or of "
+        ".csv, .tsv or .jsonl tables with pictures beside them; or hf://NAME, streamed from the Hugging Face hub",
+    )  # fmt: skip
     parser.add_argument("--vae", type=Path, required=True, help="folder of a diffusers AutoencoderKL")
     parser.add_argument("--image-size", type=int, required=True, help="side in pixels, a multiple of 16")
     parser.add_argument("--out", type=Path, required=True)

@@ -21,7 +21,10 @@ from training.sources import Place, open_source
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
+# Members of a tar file's sample that hold the picture; columns of a row that hold it, or its path; and the captions.
 PICTURES = ("png", "jpg", "jpeg", "webp")
+COLUMNS = ("image", "file_name", "filepath", "path", *PICTURES)
+CAPTIONS = ("captions", "caption", "text", "title", "txt")
 # So many samples that cannot be used are logged with their reason; of the rest only the number.
 LOGGED = 20
 
@@ -45,51 +48,60 @@ class Pair:
 
 
 def read_texts(sample: dict[str, Any], name: str) -> tuple[list[str], str, int | None]:
-    """Captions, description and label of a sample: of its `json`, its `txt` and its `cls`.
+    """Captions, description and label of a sample: of its row or `json`, its `txt` and its `cls`.
 
-    The json holds {"captions": [...]} or {"caption": ...}, and may hold "description" and "label".
+    Row or json hold a text or a list of texts by one of the names in CAPTIONS; they may hold "description" and "label".
 
     Raises:
         CaptionError: there is neither caption nor label, or they cannot be read; the sentence begins with `name`.
     """
     try:
-        values = json.loads(sample.get("json", b"{}"))
-        captions = values.get("captions") or [values.get("caption") or sample.get("txt", b"").decode().strip()]
+        values = sample["row"] if "row" in sample else json.loads(sample.get("json", b"{}"))
+        captions = next((values[field] for field in CAPTIONS if values.get(field)), None)
+        if captions is None:
+            captions = sample.get("txt", b"").decode().strip()
         label = values.get("label", sample.get("cls"))
-        label = None if label is None else int(label)
-    except (ValueError, TypeError, AttributeError) as error:
+        label = None if label in (None, "") else int(np.int64(int(label)))
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise CaptionError(f"{name}: its captions or label cannot be read ({error}); mend or drop it.") from error
-    if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
-        raise CaptionError(
-            f"{name}: its captions are {str(captions)[:80]!r}; 'captions' must be a list of texts and 'caption' one "
-            "text."
-        )
+    captions = captions if isinstance(captions, list) else [captions]
+    if not all(isinstance(caption, str) for caption in captions):
+        raise CaptionError(f"{name}: its captions are {str(captions)[:80]!r}; each must be a text.")
     if captions == [""] and label is not None:
         captions = []
     if not all(caption.strip() for caption in captions):
         raise CaptionError(
-            f"{name} has no caption or an empty one; give it a .txt, or 'captions' in its .json, or the number of its "
-            "class in a .cls."
+            f"{name} has no caption or an empty one; give it a .txt, or 'captions' in its .json or row, or the number "
+            "of its class in a .cls or as 'label'."
         )
-    return captions, values.get("description") or (captions[0] if captions else f"class {label}"), label
+    return captions, str(values.get("description") or (captions[0] if captions else f"class {label}")), label
 
 
-def read_picture(sample: dict[str, Any], name: str) -> Image.Image:
-    """The picture of a sample as RGB.
+def read_picture(sample: dict[str, Any], name: str, root: Path | None) -> Image.Image:
+    """The picture of a sample as RGB: of one of its members, or the bytes or the path in one of a row's columns.
+
+    Args:
+        root: where paths begin and what they must stay inside; None: paths are refused.
 
     Raises:
         ImageError: it has none, or one that cannot be read; the sentence begins with `name`.
     """
-    data = next((sample[extension] for extension in PICTURES if extension in sample), None)
-    if data is None:
-        raise ImageError(f"{name} has no picture; its members need one of {', '.join(PICTURES)}.")
-    return load_image(io.BytesIO(data), name=name)
-
-
-def read_pair(sample: dict[str, Any], name: str) -> Pair:
-    """A sample as a Pair; see `read_texts` and `read_picture`."""
-    captions, description, label = read_texts(sample, name)
-    return Pair(sample["__key__"], read_picture(sample, name), captions, description, label)
+    if "row" not in sample:
+        data = next((sample[extension] for extension in PICTURES if extension in sample), None)
+        if data is None:
+            raise ImageError(f"{name} has no picture; its members need one of {', '.join(PICTURES)}.")
+        return load_image(io.BytesIO(data), name=name)
+    value = next((sample["row"][column] for column in COLUMNS if sample["row"].get(column)), None)
+    if isinstance(value, dict):  # as `datasets` stores pictures
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, bytes):
+        return load_image(io.BytesIO(value), name=name)
+    if not isinstance(value, str) or root is None:
+        raise ImageError(f"{name} has no picture; its row needs one as {', '.join(COLUMNS)}: bytes, or a path.")
+    try:
+        return load_image(value, root=root)
+    except ImageError as error:
+        raise ImageError(f"{name}: {error}") from error
 
 
 class ImageTextStream:
@@ -119,11 +131,16 @@ class ImageTextStream:
         Raises:
             ShardError, CaptionError, ImageError: with on_error="stop", the first thing that cannot be used.
         """
-        return self._usable(read_pair, reader, readers, place)
+
+        def read(sample: dict[str, Any], name: str) -> Pair:
+            captions, description, label = read_texts(sample, name)
+            return Pair(sample["__key__"], read_picture(sample, name, self.source.root), captions, description, label)
+
+        return self._usable(read, reader, readers, place)
 
     def pictures(self) -> Iterator[tuple[str, Image.Image]]:
         """All pictures with their keys, whether they have captions or not; raises as `pairs`."""
-        return self._usable(lambda sample, name: (sample["__key__"], read_picture(sample, name)))
+        return self._usable(lambda sample, name: (sample["__key__"], read_picture(sample, name, self.source.root)))
 
     def leave_out(self, error: ShardError | ImageError) -> None:
         """Raises `error`, or counts and logs it."""

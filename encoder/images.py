@@ -57,7 +57,7 @@ def load_image(
                     "make it smaller first.",
                     "picture too large",
                 )
-            image = ImageOps.exif_transpose(image)
+            ImageOps.exif_transpose(image, in_place=True)
             if image.mode.startswith("I;16"):  # 16-bit grey, which convert() would clip at 255
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:

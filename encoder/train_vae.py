@@ -36,7 +36,9 @@ CODE_CROPS = 2000
 class VAERecipe(Recipe):
     """Training of the tiny f8, 16-channel autoencoder on crops of pictures."""
 
-    shards: list[str] = field(default_factory=list, metadata={"help": "folders of .tar shards with pictures"})
+    shards: list[str] = field(
+        default_factory=list, metadata={"help": "folders of .tar shards, .parquet files or tables with pictures"}
+    )
     on_error: str = field(default="stop", metadata={"help": "at a picture that cannot be used: stop, or skip it"})
     crop_size: int = field(default=32, metadata={"help": "side of the random crops in pixels, a multiple of 8"})
     mse_weight: float = field(default=2.0, metadata={"help": "weight of the squared error beside the absolute one"})

@@ -42,8 +42,6 @@ def read_tar(path: str | Path, offset: int = 0) -> Iterator[tuple[int, dict[str,
                     tar.members = []  # tarfile keeps all it has seen
                     if not member.isfile():
                         continue
-                    if member.offset_data + member.size > size:
-                        raise ShardError(f"{path} is truncated at {member.name}; copy or prepare this shard again.")
                     folder, _, name = member.name.rpartition("/")
                     stem, _, extension = name.partition(".")
                     new = f"{folder}/{stem}" if folder else stem
@@ -51,6 +49,8 @@ def read_tar(path: str | Path, offset: int = 0) -> Iterator[tuple[int, dict[str,
                         if sample:
                             yield member.offset, sample
                         key, sample = new, {"__key__": new}
+                    if member.offset_data + member.size > size:
+                        raise ShardError(f"{path} is truncated at {member.name}; copy or prepare this shard again.")
                     sample[extension.lower()] = os.pread(file.fileno(), member.size, member.offset_data)
                 if sample:
                     yield tar.offset, sample

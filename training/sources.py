@@ -1,8 +1,15 @@
-"""Where samples come from: files read one after another, dealt among readers, taken up again at any place."""
+"""Where samples come from: files read one after another, dealt among readers, taken up again at any place.
 
+A sample is `{"__key__": str, "png": bytes, "json": bytes, ...}` from a tar file, and `{"__key__": str, "row": {column:
+value}}` from a table.
+"""
+
+import csv
 import hashlib
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +17,13 @@ import numpy as np
 
 from training.shards import ShardError, read_tar
 
-# Where to go on: number of the file, place inside it in the file's own measure, samples read so far.
-Place = list[int]
+HUB = "hf://"
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+PARQUET_ROWS = 64  # decoded at a time
+
+# Where to go on, as JSON can hold it. Of files: number of the file, place inside it in the file's own measure, samples
+# read so far.
+Place = list[Any]
 Reader = Callable[[Path, int], Iterator[tuple[int, dict[str, Any] | ShardError]]]
 
 
@@ -62,14 +74,114 @@ class Files:
         return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
 
 
-def open_source(location: str | Path) -> Files:
-    """The files at `location`: a .tar file, or a folder with such files in it or below it.
+@dataclass(frozen=True)
+class Hub:
+    """A data set of the Hugging Face hub, streamed by `datasets`; a local folder's path does for a name too.
+
+    Reading goes on at any place as `datasets` can: not bit for bit where the files on the hub have changed since.
+    """
+
+    name: str
+    root: None = None
+
+    def samples(
+        self, reader: int = 0, readers: int = 1, place: Place | None = None, rng: np.random.Generator | None = None
+    ) -> Iterator[tuple[Place, dict[str, Any]]]:
+        """As `Files.samples`."""
+        import datasets
+        from datasets.distributed import split_dataset_by_node
+
+        rows = datasets.load_dataset(self.name, split="train", streaming=True)
+        for column, feature in (rows.features or {}).items():
+            if isinstance(feature, datasets.Image):  # the bytes: size and kind are checked before they are decoded
+                rows = rows.cast_column(column, datasets.Image(decode=False))
+        if rng is not None:
+            rows = rows.shuffle(seed=int(rng.integers(1 << 31)), buffer_size=1)  # the order of the files alone
+        rows = split_dataset_by_node(rows, rank=reader, world_size=readers)
+        number, state = place or (0, None)
+        if state is not None:
+            rows.load_state_dict(state)
+        for row in rows:
+            number += 1
+            yield [number, rows.state_dict()], {"__key__": f"{self.name}:{reader}-{number}", "row": row}
+
+    def fingerprint(self) -> str:
+        """The name; whether the files are still the same is for the hub to say."""
+        return self.name
+
+
+def read_parquet(path: Path, place: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a parquet file from row `place` on, as `{"__key__": "FILE:ROW", "row": {column: value}}`.
+
+    Raises:
+        ShardError: it cannot be read on.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            behind = 0
+            for group in range(file.num_row_groups):
+                size = file.metadata.row_group(group).num_rows
+                if behind + size <= place:
+                    behind += size
+                    continue
+                for batch in file.iter_batches(PARQUET_ROWS, row_groups=[group]):
+                    for row in batch.to_pylist():
+                        behind += 1
+                        if behind > place:
+                            yield behind, {"__key__": f"{path.name}:{behind}", "row": row}
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ShardError(f"{path} is not a readable parquet file ({error}); copy or prepare it again.") from error
+
+
+def read_table(path: Path, place: int = 0) -> Iterator[tuple[int, dict[str, Any] | ShardError]]:
+    """The rows of a .csv, .tsv (with a line of names) or .jsonl file from row `place` on; see `read_parquet`.
+
+    Raises:
+        ShardError: it cannot be read on. (A line of .jsonl that cannot be read comes as a ShardError itself.)
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            lines = file if path.suffix == ".jsonl" else csv.DictReader(file, delimiter=DELIMITERS[path.suffix])
+            for behind, line in enumerate(islice(lines, place, None), start=place + 1):
+                try:
+                    row = json.loads(line) if isinstance(line, str) else line
+                    if not isinstance(row, dict):
+                        raise ValueError("it is no object")
+                except ValueError as error:
+                    yield behind, ShardError(f"{path}: row {behind} cannot be read ({error}); mend or drop it.")
+                else:
+                    yield behind, {"__key__": f"{path.name}:{behind}", "row": row}
+    except (csv.Error, UnicodeDecodeError, OSError) as error:
+        raise ShardError(f"{path} cannot be read as a table ({error}); save it again as UTF-8.") from error
+
+
+READERS: dict[str, Reader] = {
+    ".tar": read_tar, ".parquet": read_parquet, ".jsonl": read_table, ".csv": read_table, ".tsv": read_table
+}  # fmt: skip
+
+
+def open_source(location: str | Path) -> Files | Hub:
+    """What lies at `location`.
+
+    A file, or a folder, in which files of the first kind that is found are read: .tar (WebDataset shards, as
+    img2dataset writes them) and .parquet below it; .jsonl, .csv or .tsv tables in it, which name pictures by paths
+    inside the folder. Or hf://NAME, a data set of the Hugging Face hub.
 
     Raises:
         ShardError: there is nothing of these kinds.
     """
+    if str(location).startswith(HUB):
+        return Hub(str(location).removeprefix(HUB))
     root = Path(location)
-    paths = sorted(root.rglob("*.tar")) if root.is_dir() else [root]
-    if not paths or not paths[0].is_file():
-        raise ShardError(f"There are no .tar shards at {root}; name the folder that holds them, or one of them.")
-    return Files(root if root.is_dir() else root.parent, tuple(paths), read_tar)
+    if root.is_file() and root.suffix in READERS:
+        return Files(root.parent, (root,), READERS[root.suffix])
+    for suffix, read in READERS.items():
+        if paths := sorted(root.glob(f"*{suffix}" if read is read_table else f"**/*{suffix}")):
+            return Files(root, tuple(paths), read)
+    raise ShardError(
+        f"There is no data at {root}: name a folder with {', '.join(READERS)} files in it, one of them, or "
+        f"{HUB}NAME, a data set of the Hugging Face hub."
+    )

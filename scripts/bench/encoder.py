@@ -13,12 +13,15 @@ from torch.nn import functional as F
 from transformers import ViTConfig, ViTModel
 
 from encoder import OpenVision3Config, OpenVision3ForPreTraining, OpenVision3Model, OpenVision3PreTrainingConfig
-from encoder.data import ImageTextStream
+from encoder.cache import LatentCache
+from encoder.cache_latents import cache_latents
+from encoder.data import CachedPairs, ImageTextStream
 from encoder.losses import caption_loss
-from encoder.vae import decode, encode
+from encoder.vae import decode, encode, tiny_vae
 from scripts.bench.compare import compare
 from training.muon import make_muon
 from training.shapes.write import write
+from training.shards import write_shards
 
 
 def encoder_against_vit(device: str) -> str:
@@ -101,6 +104,48 @@ def caption_memory(device: str) -> str:
     return f"caption head and loss: {peaks[0]:.0f} MB chunked, {peaks[1]:.0f} MB plain, {peaks[0] / peaks[1] - 1:+.0%}"
 
 
+def _anonymous_megabytes() -> float:
+    """Memory of this process that no file backs: pages of a memory map are the system's to drop."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("RssAnon:")[1].split()[0]) / 1024
+
+
+def _cache_peaks(count: int, queue: multiprocessing.Queue) -> None:
+    """Peak memory above the start of writing, then of reading in random order, a cache of `count` pictures of 64 px."""
+    vae, file = tiny_vae(), io.BytesIO()
+    Image.effect_noise((64, 64), 60).save(file, "PNG")
+    with tempfile.TemporaryDirectory() as folder:
+        cache = Path(folder) / "cache"
+        for name, pictures in (("warm", 1000), ("shards", count)):  # the VAE's own memory is not the question
+            samples = ({"__key__": f"{i:06d}", "png": file.getvalue(), "txt": b"noise"} for i in range(pictures))
+            write_shards(Path(folder) / name, samples)
+        cache_latents(ImageTextStream(Path(folder) / "warm"), vae, 64, Path(folder) / "first", shard_size=250)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        cache_latents(ImageTextStream(Path(folder) / "shards"), vae, 64, cache, shard_size=250)
+        writing = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
+        before = _anonymous_megabytes()
+        pairs, peak = CachedPairs(LatentCache([cache]), seed=0), before
+        for number, index in enumerate(torch.randperm(count).tolist()):
+            pairs[index]
+            if number % 50 == 0:
+                peak = max(peak, _anonymous_megabytes())
+        queue.put((writing, peak - before))
+
+
+def cache_memory(device: str) -> str:
+    """Peak memory of writing and of reading a latent cache at two sizes, a process each."""
+    context, lines = multiprocessing.get_context("spawn"), []
+    for count in (1000, 4000):
+        queue = context.Queue()
+        process = context.Process(target=_cache_peaks, args=(count, queue))
+        process.start()
+        writing, reading = queue.get()
+        process.join()
+        size = count * (64 * 64 * 3 + 2 * 16 * 8 * 8) / 1e6
+        lines.append(f"{count} pictures ({size:.0f} MB): writing {writing:.1f} MB, reading {reading:.1f} MB")
+    return f"latent cache, peak memory above the start: {'; '.join(lines)}"
+
+
 def loader(device: str) -> str:
     """Pictures read and decoded from shards against the bare webdataset loop with the same decoding."""
     import webdataset
@@ -122,4 +167,4 @@ def loader(device: str) -> str:
     return f"loader: {2000 / a:.0f} pictures/s, bare webdataset {2000 / b:.0f}, {b / a:.0%} of it"
 
 
-ROWS = [encoder_against_vit, cached_step, muon_share, caption_memory, loader]
+ROWS = [encoder_against_vit, cached_step, muon_share, caption_memory, cache_memory, loader]

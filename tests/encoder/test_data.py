@@ -33,6 +33,7 @@ def test_texts_come_from_json_txt_or_cls(tmp_path):
         {"png": png(), "txt": b" words \n"},
         {"png": png(), "txt": b"beside", "json": b'{"width": 32}'},
         {"png": png(), "cls": b"12"},
+        {"png": png(), "json": b'{"captions": "a red circle"}'},
     )
     assert [(row.captions, row.description, row.label) for row in stream.pairs()] == [
         (["a", "b"], "d", None),
@@ -40,6 +41,7 @@ def test_texts_come_from_json_txt_or_cls(tmp_path):
         (["words"], "words", None),
         (["beside"], "beside", None),
         ([], "class 12", 12),
+        (["a red circle"], "a red circle", None),
     ]
 
 
@@ -52,14 +54,14 @@ def test_texts_come_from_json_txt_or_cls(tmp_path):
         ({"png": b"damaged", "json": b"{}"}, "no caption"),
         ({"png": b"damaged", "json": b'{"captions": []}'}, "no caption"),
         ({"png": png(), "json": b'{"captions": ["fine", " "]}'}, "no caption or an empty one"),
-        ({"png": png(), "json": b'{"captions": "a red circle"}'}, "captions are 'a red circle'.*list of texts"),
-        ({"png": png(), "json": b'{"captions": {"en": "a"}}'}, "captions are .*list of texts"),
-        ({"png": png(), "json": b'{"captions": ["fine", null]}'}, "captions are .*None.*list of texts"),
-        ({"png": png(), "json": b'{"captions": [3]}'}, "captions are .*3.*list of texts"),
-        ({"png": png(), "json": b'{"caption": 3}'}, "captions are .*3.*'caption' one text"),
+        ({"png": png(), "json": b'{"captions": {"en": "a"}}'}, "captions are .*each must be a text"),
+        ({"png": png(), "json": b'{"captions": ["fine", null]}'}, "captions are .*None.*each must be a text"),
+        ({"png": png(), "json": b'{"captions": [3]}'}, "captions are .*3.*each must be a text"),
+        ({"png": png(), "json": b'{"caption": 3}'}, "captions are .*3.*each must be a text"),
         ({"png": b"damaged", "json": b"{"}, "captions or label cannot be read"),
         ({"png": b"damaged", "json": b"[1]"}, "captions or label cannot be read"),
         ({"png": b"damaged", "txt": b"\xff\xfe"}, "captions or label cannot be read"),
+        ({"png": png(), "cls": b"9" * 30}, "captions or label cannot be read"),
         ({"png": png(), "cls": b"cat"}, "captions or label cannot be read"),
     ],
 )
