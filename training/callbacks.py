@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import nn
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 from transformers import TrainerCallback, TrainingArguments
 
 from training.ema import EMA
@@ -15,14 +15,24 @@ from training.plots import plot_losses
 
 
 class EpochCallback(TrainerCallback):
-    """Tells data set and sampler which epoch it is (accelerate does so in some cases only, not behind nested ones)."""
+    """Tells the data set and its sampler which epoch it is.
 
-    def __init__(self, dataset: Dataset, sampler: Sampler | None) -> None:
-        self.told = [part for part in (dataset, sampler) if hasattr(part, "set_epoch")]
+    accelerate tells the data set in some cases only, and no sampler that lies as deep as in a training of several
+    processes that goes on within an epoch: that one would repeat the order of the first.
+    """
 
-    def on_epoch_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        for part in self.told:
-            part.set_epoch(int(state.epoch + 1e-6))
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any
+    ) -> None:
+        told = [self.dataset, getattr(train_dataloader, "batch_sampler", None)]
+        while told:
+            part = told.pop()
+            if hasattr(part, "set_epoch"):
+                part.set_epoch(int(state.epoch + 1e-6))
+            told += [inner for name in ("batch_sampler", "sampler") if (inner := getattr(part, name, None)) is not None]
 
 
 class EMACallback(TrainerCallback):

@@ -261,7 +261,7 @@ def run_training(
     objective.to(arguments.device)  # before EMA, whose averages lie where the parameters are when it is made
     ema = EMA(objective, recipe.ema_half_life) if recipe.ema_half_life else None
     order = None if sampler is None else sampler(arguments.world_size)
-    callbacks: list[TrainerCallback] = [EpochCallback(dataset, order)]
+    callbacks: list[TrainerCallback] = [EpochCallback(dataset)]
     if ema is not None:
         callbacks.append(EMACallback(ema))
     sample = None if sample_pictures is None else torch.no_grad()(sample_pictures)
