@@ -99,8 +99,10 @@ def load_model(recipe: MultimodalRecipe, arguments: TrainingArguments) -> LlavaF
     half = torch.bfloat16 if arguments.bf16 else torch.float32
     one = uses_deepspeed(arguments) or arguments.device.type == "cpu"
     options: dict[str, Any] = {"dtype": half if one else "auto"}
+    if not is_deepspeed_zero3_enabled():
+        options["device_map"] = {"": arguments.device}  # the processes of a machine hold no copies in its main memory
     if recipe.load_in_4bit:
-        options |= {"quantization_config": four_bits(half), "device_map": {"": arguments.device}}
+        options["quantization_config"] = four_bits(half)
     model = LlavaForConditionalGeneration.from_pretrained(recipe.init_from, **options)
     model.config.conversation_template = recipe.template  # what ChatModel will speak
     model.model.vision_tower.requires_grad_(False).eval()
@@ -130,7 +132,10 @@ def main(argv: list[str]) -> None:
     dummy_shape = (3, vision.image_size, vision.image_size)
     if recipe.cache_tokens:
         tokens = cache_image_tokens(
-            rows, recipe.images, lambda pictures: tower(to_pixels(pictures)), on_error=recipe.on_error
+            rows,
+            recipe.images,
+            lambda pictures: tower(to_pixels(pictures).to(arguments.device)).cpu(),
+            on_error=recipe.on_error,
         )
         dummy_shape = (num_image_tokens, vision.hidden_size)
     dataset = Conversations(

@@ -10,34 +10,19 @@ import sys
 
 import torch
 
-import training.trainer as trainer_module
 from mllm.train import main as train
+from tests.training.kills import install_kills
 
 
-def _die():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-class DiesTraining(trainer_module.Trainer):
-    def training_step(self, *args, **kwargs):
-        if self.state.global_step == 5:
-            _die()
-        return super().training_step(*args, **kwargs)
-
-
-def die_saving(folder, keep, write=trainer_module.mark_complete):
-    if folder.name == "checkpoint-8":
-        _die()
-    write(folder, keep)
-
-
-def _fork(arguments, **patches):
+def _fork(arguments, kill="never:0"):
     """Trains in a process of its own; returns the signal that ended it, 0 for none."""
     child = os.fork()
     if child:
-        return os.WTERMSIG(os.waitpid(child, 0)[1])
-    for name, value in patches.items():
-        setattr(trainer_module, name, value)
+        status = os.waitpid(child, 0)[1]
+        assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+        return os.WTERMSIG(status)
+    os.environ["KILL_AT"] = kill
+    install_kills()
     train(arguments)
     sys.stderr.flush()
     os._exit(0)
@@ -47,8 +32,8 @@ def main(whole, killed, *arguments):
     torch.set_num_threads(1)
     assert _fork([*arguments, f"output_dir={whole}"]) == 0
     killed_run = [*arguments, f"output_dir={killed}"]
-    assert _fork(killed_run, Trainer=DiesTraining) == signal.SIGKILL
-    assert _fork(killed_run, mark_complete=die_saving) == signal.SIGKILL
+    assert _fork(killed_run, "training:5") == signal.SIGKILL
+    assert _fork(killed_run, "saving:8") == signal.SIGKILL
     assert _fork(killed_run) == 0
 
 
