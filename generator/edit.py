@@ -49,9 +49,7 @@ def encode_picture(pipeline: OpenVision3Pipeline, pixel_values: Tensor) -> Tenso
             f"pixel_values are {list(pixel_values.shape)} and this pipeline edits [batch, 3, {height}, {width}]: make "
             f"them with encoder.images.to_pixel_values(images, {height})."
         )
-    autoencoder = pipeline.autoencoder
-    tokens = autoencoder.encode(pixel_values.to(autoencoder.device, autoencoder.dtype))
-    return pipeline.to_grid(tokens.to(pipeline.transformer.device))
+    return pipeline.encode(pixel_values)
 
 
 def _check_strength(strength: float) -> None:
@@ -70,7 +68,7 @@ def _condition(
     guidance_scale: float,
 ) -> dict:  # fmt: skip
     """What to draw, for `count` pictures, and how strongly it guides, as arguments of `sample`."""
-    config, device = pipeline.transformer.config, pipeline.transformer.device
+    config, device = pipeline.transformer.config, pipeline._execution_device
     if class_labels is not None:
         labels = torch.as_tensor(class_labels).reshape(-1)
         what = (prompt or None, labels.expand(count) if len(labels) == 1 else labels)
@@ -91,7 +89,7 @@ def _condition(
 
 
 def _noise(pipeline: OpenVision3Pipeline, count: int, generator: Generators) -> Tensor:
-    return draw_noise(count, pipeline.token_shape, generator).to(pipeline.transformer.device)
+    return draw_noise(count, pipeline.token_shape, generator).to(pipeline._execution_device)
 
 
 def reconstruct(pipeline: OpenVision3Pipeline, pixel_values: Tensor) -> list[Image.Image]:

@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 
 from generator import OpenVision3Pipeline
 from generator.draw import draw
-from generator.edit import encode_picture
+from generator.edit import encode_picture, variation
 from generator.flow import picture_generators
 from generator.pipeline import load_pipeline, make_scheduler
 
@@ -129,6 +129,9 @@ def test_under_model_offload_every_part_is_brought_to_the_device_and_computes_th
     images = offloaded(**options, **seeded(), callback_on_step_end=callback).images
     assert [each.device.type for each in (images, *previews)] == ["meta"] * 3
     assert offloaded.encode(torch.zeros(1, 3, 64, 64)).device.type == "meta"
+    monkeypatch.setattr(offloaded, "decode", lambda hidden_states: hidden_states)
+    varied = variation(offloaded, torch.zeros(1, 3, 64, 64), prompt="a red circle", num_inference_steps=2)
+    assert varied.device.type == "meta"
 
 
 def test_a_picture_does_not_depend_on_its_batch(pipeline):
