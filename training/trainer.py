@@ -260,7 +260,6 @@ def run_training(
         start()
     objective.to(arguments.device)  # before EMA, whose averages lie where the parameters are when it is made
     ema = EMA(objective, recipe.ema_half_life) if recipe.ema_half_life else None
-    order = None if sampler is None else sampler(arguments.world_size)
     callbacks: list[TrainerCallback] = [EpochCallback(dataset)]
     if ema is not None:
         callbacks.append(EMACallback(ema))
@@ -276,7 +275,7 @@ def run_training(
         callbacks=callbacks,
         ema=ema,
         keep=keep,
-        sampler=order,
+        sampler=None if sampler is None else sampler(arguments.world_size),
         muon_learning_rate=muon_rate,
         learning_rates=recipe.learning_rates,
         share_step=share_step,
