@@ -82,7 +82,7 @@ def cache_image_tokens(
     batch_size: int = 128,
     on_error: str = "stop",
 ) -> dict[str, Tensor]:
-    """Runs the frozen tower once on every distinct picture: name -> float16 [num_patches, hidden_size].
+    """Runs the frozen tower once on every distinct picture: name -> float16 [num_patches, hidden_size], on the CPU.
 
     Pictures that cannot be read are left out with `on_error="skip"`, and raise ImageError else.
     """
@@ -97,7 +97,7 @@ def cache_image_tokens(
                 if on_error == "stop":
                     raise
         if pictures:
-            tokens.update(zip(pictures, tower(list(pictures.values())).half(), strict=True))
+            tokens.update(zip(pictures, tower(list(pictures.values())).half().cpu(), strict=True))
     return tokens
 
 

@@ -134,7 +134,7 @@ def main(argv: list[str]) -> None:
         tokens = cache_image_tokens(
             rows,
             recipe.images,
-            lambda pictures: tower(to_pixels(pictures).to(arguments.device)).cpu(),
+            lambda pictures: tower(to_pixels(pictures).to(arguments.device)),
             on_error=recipe.on_error,
         )
         dummy_shape = (num_image_tokens, vision.hidden_size)

@@ -2,10 +2,13 @@
 
 import pytest
 import torch
-from transformers import LlavaForConditionalGeneration
+from PIL import Image
+from transformers import LlamaForCausalLM, LlavaForConditionalGeneration
 
+from encoder.images import to_pixel_values
 from mllm.conversation import IGNORED
-from mllm.objective import MultimodalObjective
+from mllm.data import cache_image_tokens
+from mllm.objective import LanguageObjective, MultimodalObjective, tower_tokens
 from tests.device import ELSEWHERE, OtherDevice, assert_same_there
 
 
@@ -28,6 +31,30 @@ def test_forward_and_backward_run_where_parameters_and_inputs_are(family, rows, 
     model.model.vision_tower.requires_grad_(False).eval()
     objective = MultimodalObjective(model, cached)
     assert_same_there(objective, _batch(model, rows, cached, text_only))
+
+
+@pytest.mark.parametrize("rows", [2, 64])
+def test_the_language_objective_runs_where_its_parameters_are(family, rows):
+    torch.manual_seed(0)
+    model = LlamaForCausalLM.from_pretrained(family / "llm")
+    batch = _batch(LlavaForConditionalGeneration.from_pretrained(family / "mllm"), rows, True, text_only=True)
+    del batch["images"]
+    assert_same_there(LanguageObjective(model.model, model.lm_head), batch)
+
+
+def test_the_tower_fills_the_cache_where_its_pictures_are_and_the_cache_lies_here(family, tmp_path):
+    model = LlavaForConditionalGeneration.from_pretrained(family / "mllm").eval()
+    for name in ("red", "blue"):
+        Image.new("RGB", (32, 32), name).save(tmp_path / f"{name}.png")
+    rows = [{"image": f"{name}.png"} for name in ("red", "blue", "red")]
+    tower = tower_tokens(model)
+    here = cache_image_tokens(rows, tmp_path, lambda pictures: tower(to_pixel_values(pictures, 32)))
+    with OtherDevice():
+        cached = cache_image_tokens(rows, tmp_path, lambda pictures: tower(to_pixel_values(pictures, 32).to(ELSEWHERE)))
+    assert next(model.model.vision_tower.parameters()).device == ELSEWHERE
+    assert cached.keys() == here.keys() == {"red.png", "blue.png"}
+    for name, tokens in cached.items():
+        assert tokens.device.type == "cpu" and torch.allclose(tokens, here[name], atol=2e-3)  # float16
 
 
 @pytest.mark.parametrize("name", ["input_ids", "labels", "attention_mask"])
