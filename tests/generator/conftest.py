@@ -1,10 +1,5 @@
 """An untrained tiny family: autoencoder with text towers, word tokenizer, transformer, pipeline."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -19,7 +14,7 @@ from generator import DiTDHTransformer2DModel, OpenVision3Pipeline
 from generator.pipeline import make_scheduler
 from generator.text import states_width
 from generator.train import main as train
-from tests.generator.small_cache import write_cache
+from tests.generator.small_training import run_python, write_cache
 
 WORDS = "a red blue circle square left of there is small large on background the at".split()
 
@@ -113,9 +108,7 @@ def first_gradient(files, make_transformer, autoencoder):
                      "ema_half_life=0", "trainer.optim=sgd", "trainer.learning_rate=1", "trainer.max_grad_norm=0",
                      "trainer.max_steps=1", *overrides]  # fmt: skip
         if launcher:
-            environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-            command = [sys.executable, *launcher, "-m", "generator.train", *arguments]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+            done = run_python(*launcher, "-m", "generator.train", *arguments)
             assert done.returncode == 0, done.stderr
         else:
             train(arguments)

@@ -1,10 +1,7 @@
 """The real generator.train in processes of its own: killed and started again, on two processes, under DeepSpeed."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,15 +9,10 @@ import torch
 from safetensors.torch import load_file
 
 from generator.train import main as train
+from tests.generator.small_training import ROOT, run_python
 
-ROOT = Path(__file__).parents[2]
 WEIGHTS = Path("transformer") / "diffusion_pytorch_model.safetensors"
 TWO_PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-
-
-def run(*command: str, **environment: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=600, env=environment)
 
 
 def test_killed_while_training_and_while_saving_it_ends_with_the_same_weights(files):
@@ -28,13 +20,13 @@ def test_killed_while_training_and_while_saving_it_ends_with_the_same_weights(fi
     kills = str(ROOT / "tests" / "training" / "kills.py")
     options = ["generator.train", str(files / "recipe.yaml"), "trainer.max_steps=6", "trainer.save_steps=2",
                "optimizer=muon", "drop=0.5"]  # fmt: skip
-    done = run(kills, *options, f"output_dir={files}/unkilled")
+    done = run_python(kills, *options, f"output_dir={files}/unkilled")
     assert done.returncode == 0, done.stderr
     for kill in ("training:3", "saving:4"):
-        assert run(kills, *options, f"output_dir={files}/killed", KILL_AT=kill).returncode == -signal.SIGKILL
+        assert run_python(kills, *options, f"output_dir={files}/killed", KILL_AT=kill).returncode == -signal.SIGKILL
         complete = [path.parent.name for path in (files / "killed").glob("checkpoint-*/COMPLETE")]
         assert complete == ["checkpoint-2"] and not (files / "killed" / "transformer").exists()
-    done = run(kills, *options, f"output_dir={files}/killed")
+    done = run_python(kills, *options, f"output_dir={files}/killed")
     assert done.returncode == 0, done.stderr
     whole, resumed = (load_file(files / name / WEIGHTS) for name in ("unkilled", "killed"))
     assert whole.keys() == resumed.keys()
@@ -53,7 +45,7 @@ def test_under_deepspeed_in_bfloat16_times_and_noise_stay_float32(files):
     """A new tiny transformer gives the linear velocity alone, which is float32: so is its loss, if what it sees is."""
     options = [str(files / "recipe.yaml"), "trainer.max_steps=2", "trainer.logging_steps=1"]
     train([*options, f"output_dir={files}/float32"])
-    done = run("-m", "generator.train", *options, f"output_dir={files}/bfloat16", "trainer.bf16=true",
+    done = run_python("-m", "generator.train", *options, f"output_dir={files}/bfloat16", "trainer.bf16=true",
                f"trainer.deepspeed={ROOT}/training/deepspeed/zero2.json")  # fmt: skip
     assert done.returncode == 0, done.stderr
     losses = [

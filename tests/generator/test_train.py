@@ -20,7 +20,7 @@ from generator.pipeline import load_pipeline
 from generator.text import TextStates, encode_texts, states_width
 from generator.train import GeneratorRecipe, build_transformer
 from generator.train import main as train
-from tests.generator.small_cache import write_cache
+from tests.generator.small_training import write_cache
 from training.arguments import training_arguments
 from training.recipes import RecipeError, load_recipe
 from training.shapes import caption_facts, captions, facts_hold
