@@ -65,7 +65,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add_drawing_options(parser, guidance=3.0)
     parser.add_argument("--best-of", type=int, default=1, metavar="N",
                         help="draw N per picture and keep the one the encoder's own text heads like best")  # fmt: skip
-    parser.add_argument("--rank-by", choices=SCORES, default="both", help="the score of --best-of")
+    parser.add_argument("--rank-by", choices=SCORES, default="caption", help="the score of --best-of")
     return parser.parse_args(argv)
 
 

@@ -1,4 +1,8 @@
-"""Chooses among drawings by the encoder's own text heads, on tokens alone: nothing is decoded.
+"""Chooses among drawings by the encoder's own text heads, in its spaces alone: no picture is decoded.
+
+What is scored is not the drawn tokens but what the encoder sees in the latents that they decode to. A generator can
+write tokens in which the heads read the prompt while the picture is a blob; one turn through decoder and encoder, a
+hundredth of what drawing costs, shows it to them (docs/log.md, 2026-11-25).
 
 The heads read a prompt through the tokenizer they were trained with, pipeline.autoencoder_tokenizer, whatever text
 model draws.
@@ -50,11 +54,11 @@ def standardised(scores: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def token_scores(pipeline: OpenVision3Pipeline, image_tokens: Tensor, prompt: str, score: str = "both") -> Tensor:
-    """How well raw image tokens [n, num_patches, channels] fit the prompt, [n]; larger is better.
+def token_scores(pipeline: OpenVision3Pipeline, image_tokens: Tensor, prompt: str, score: str = "caption") -> Tensor:
+    """How well drawn raw image tokens [n, num_patches, channels] fit the prompt, [n]; larger is better.
 
-    contrast: cosine of the pooled tokens and the text; caption: mean log-probability per token of the prompt given the
-    tokens; both: their sum after standardising each over the n.
+    The tokens are decoded to latents and encoded again. contrast: cosine of the pooled tokens and the text; caption:
+    mean log-probability per token of the prompt given the tokens; both: their sum after standardising each over the n.
 
     Raises:
         ValueError: the pipeline cannot rank by this score, see check_heads, or the prompt is too long for the heads.
@@ -64,6 +68,7 @@ def token_scores(pipeline: OpenVision3Pipeline, image_tokens: Tensor, prompt: st
     encoded = tokenize(tokenizer, [prompt], longest_text(autoencoder.text_encoder, tokenizer))
     input_ids, mask = (part.to(autoencoder.device) for part in encoded)
     image_tokens = image_tokens.to(autoencoder.device, autoencoder.dtype)
+    image_tokens = autoencoder.encode_latents(autoencoder.latent_decoder(image_tokens, pipeline.transformer.grid))
     scores = []
     if "text_encoder" in SCORES[score]:
         scores.append((autoencoder.image_features(image_tokens) @ autoencoder.text_features(input_ids, mask).T)[:, 0])
@@ -74,7 +79,7 @@ def token_scores(pipeline: OpenVision3Pipeline, image_tokens: Tensor, prompt: st
 
 
 def best_of(
-    pipeline: OpenVision3Pipeline, prompt: str, count: int, seed: int = 0, first_index: int = 0, score: str = "both",
+    pipeline: OpenVision3Pipeline, prompt: str, count: int, seed: int = 0, first_index: int = 0, score: str = "caption",
     **options,
 ) -> Image.Image:  # fmt: skip
     """Draws `count` times (noise (seed, first_index + i)) and decodes only the drawing that fits the prompt best.

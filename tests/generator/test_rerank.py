@@ -32,8 +32,9 @@ def test_it_orders_as_the_heads_scores(pipeline, drawn, tokenizer):
     autoencoder, ids = pipeline.autoencoder, tokenizer([PROMPT], return_tensors="pt")["input_ids"]
     with torch.no_grad():
         text = autoencoder.text_encoder(ids).pooler_output
-        contrast = torch.cosine_similarity(autoencoder.pool(drawn), text)
-        logits = autoencoder.caption_decoder(drawn, ids[:, :-1].expand(8, -1))
+        seen = autoencoder.encoder(latents=autoencoder.latent_decoder(drawn)).last_hidden_state
+        contrast = torch.cosine_similarity(autoencoder.pool(seen), text)
+        logits = autoencoder.caption_decoder(seen, ids[:, :-1].expand(8, -1))
         caption = -torch.nn.functional.cross_entropy(
             logits.transpose(1, 2), ids[:, 1:].expand(8, -1), reduction="none"
         ).mean(1)
@@ -67,7 +68,7 @@ def test_the_text_model_of_the_pipeline_does_not_matter(pipeline, drawn, make_tr
 
 
 def test_refusals_come_before_anything_is_drawn(pipeline, tokenizer_of, monkeypatch):
-    def refused(words, pipe, score="both"):
+    def refused(words, pipe, score="caption"):
         monkeypatch.setattr(pipe.transformer, "forward", lambda **given: pytest.fail("it drew"))
         with pytest.raises(ValueError, match=words):
             best_of(pipe, PROMPT, 2, score=score, **OPTIONS)
