@@ -13,6 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from encoder.decoder import LatentDecoder
 from encoder.layers import StrictLoading
 from encoder.model import OpenVision3Config, OpenVision3Model
+from encoder.open_clip import CONFIG_FILE
 from encoder.pretraining import OpenVision3ForPreTraining
 from encoder.text import CaptionDecoder, OpenVision3TextConfig, TextEncoder
 from encoder.vae import decode, encode, load_vae
@@ -191,9 +192,16 @@ def load_autoencoder(folder: str | Path) -> OpenVision3Autoencoder:
     """The autoencoder of a folder, ready to use.
 
     Raises:
-        ValueError: there is no such folder.
+        ValueError: there is no such folder, or an encoder without a decoder is in it.
     """
-    if not (Path(folder) / "config.json").is_file():
+    config_file = Path(folder) / "config.json"
+    kind = json.loads(config_file.read_text()).get("model_type") if config_file.is_file() else None
+    if (Path(folder) / CONFIG_FILE).is_file() or kind == OpenVision3Config.model_type:
+        raise ValueError(
+            f"{folder} holds an encoder without a latent decoder; train one for it: python -m encoder.train_decoder "
+            f"encoder/recipes/decoder_for_released.yaml encoder={folder}"
+        )
+    if kind is None:
         raise ValueError(f"There is no autoencoder at {folder}; name the folder that encoder.train exported.")
     return OpenVision3Autoencoder.from_pretrained(folder).eval()
 

@@ -2,7 +2,8 @@
 
     python -m encoder.evaluate --model runs/encoder --count 512 --image-size 64 --out report.json
 
-Every split gets scenes of its own, drawn here; `--train` (a latent cache) serves the nearest-caption baseline.
+Every split gets scenes of its own, drawn here; `--train` (a latent cache) serves the nearest-caption baseline. Of an
+autoencoder without text towers (encoder.train_decoder) only reconstruction is measured.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from encoder.autoencoder import OpenVision3Autoencoder, load_autoencoder
 from encoder.cache import LatentCache
+from encoder.commands import add_device_argument, usable_device
 from encoder.images import to_pixel_values
 from encoder.metrics import psnr
 from encoder.tokenizer import load_tokenizer
@@ -85,8 +87,8 @@ def hits_by_description(similarity: Tensor, descriptions: list[str]) -> int:
 
 @torch.no_grad()
 def tokens_of(model: OpenVision3Autoencoder, pixel_values: Tensor) -> Tensor:
-    """image_tokens [N, num_patches, hidden_size] of many pictures, in batches."""
-    return torch.cat([model.encode(part) for part in pixel_values.split(BATCH)])
+    """image_tokens [N, num_patches, hidden_size] of many pictures, in batches, on the model's device."""
+    return torch.cat([model.encode(part.to(model.device)) for part in pixel_values.split(BATCH)])
 
 
 def caption_texts(model: OpenVision3Autoencoder, tokenizer: PreTrainedTokenizerBase, image_tokens: Tensor) -> list[str]:
@@ -100,22 +102,33 @@ def caption_texts(model: OpenVision3Autoencoder, tokenizer: PreTrainedTokenizerB
 @torch.no_grad()
 def evaluate(
     model: OpenVision3Autoencoder,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None,
     scenes: list[Scene],
     image_size: int,
     train_cache: LatentCache | None,
 ) -> dict:
-    """All figures of one split."""
-    pictures = [render(scene, image_size) for scene in scenes]
-    pixel_values = to_pixel_values(pictures, image_size)
-    mask = torch.from_numpy(np.stack([foreground(scene, image_size) for scene in scenes])).float()
+    """All figures of one split; tokenizer None: of reconstruction only."""
+    pixel_values = to_pixel_values([render(scene, image_size) for scene in scenes], image_size)
     image_tokens = tokens_of(model, pixel_values)
-    ours = torch.cat([model.decode(part) for part in image_tokens.split(BATCH)])
-    vae = torch.cat([decode(model.vae, encode(model.vae, part)) for part in pixel_values.split(BATCH)])
+    report: dict = {"count": len(scenes), **evaluate_pictures(model, pixel_values, image_tokens, scenes)}
+    if tokenizer is not None:
+        report.update(evaluate_texts(model, tokenizer, image_tokens, scenes, train_cache))
+    return report
+
+
+def evaluate_pictures(
+    model: OpenVision3Autoencoder, pixel_values: Tensor, image_tokens: Tensor, scenes: list[Scene]
+) -> dict:
+    """PSNR and checker of the pictures that are decoded from image_tokens, beside the VAE's own and two baselines."""
+    image_size = pixel_values.shape[-1]
+    mask = torch.from_numpy(np.stack([foreground(scene, image_size) for scene in scenes])).float()
+    ours = torch.cat([model.decode(part).cpu() for part in image_tokens.split(BATCH)])
+    parts = [part.to(model.device) for part in pixel_values.split(BATCH)]
+    vae = torch.cat([decode(model.vae, encode(model.vae, part)).cpu() for part in parts])
     mean = vae.mean(dim=0, keepdim=True).expand_as(vae)
     small = F.interpolate(vae, scale_factor=1 / 16, mode="bicubic", antialias=True)
     bicubic = F.interpolate(small, size=(image_size, image_size), mode="bicubic")
-    report: dict = {"count": len(scenes)}
+    report: dict = {}
     for name, candidate, target in (
         ("vae_against_picture", vae, pixel_values),
         ("against_vae", ours, vae),
@@ -132,13 +145,24 @@ def evaluate(
         arrays = ((candidate.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
         right = sum(checker.check(array, scene).all_right for array, scene in zip(arrays, scenes, strict=True))
         report[name] = share(right, len(scenes))
+    return report
 
+
+def evaluate_texts(
+    model: OpenVision3Autoencoder,
+    tokenizer: PreTrainedTokenizerBase,
+    image_tokens: Tensor,
+    scenes: list[Scene],
+    train_cache: LatentCache | None,
+) -> dict:
+    """Captions and retrieval from image_tokens, beside chance, oracle and the nearest training picture's caption."""
+    report: dict = {}
     texts = caption_texts(model, tokenizer, image_tokens)
     report["captions"], report["caption_objects"] = caption_shares(texts, scenes)
     report["caption_examples"] = texts[:8]
     image_features = F.normalize(model.image_features(image_tokens), dim=-1)
     descriptions = [scene.description for scene in scenes]
-    tokens = tokenizer([full_caption(scene) for scene in scenes], return_tensors="pt", padding=True)
+    tokens = tokenizer([full_caption(scene) for scene in scenes], return_tensors="pt", padding=True).to(model.device)
     text_features = F.normalize(model.text_features(tokens["input_ids"], tokens["attention_mask"]), dim=-1)
     similarity = image_features @ text_features.T
     same = torch.tensor([[float(a == b) for b in descriptions] for a in descriptions])
@@ -150,10 +174,7 @@ def evaluate(
     }
     if train_cache is not None:
         train_tokens = torch.cat(
-            [
-                model.encoder(latents=part.float()).last_hidden_state
-                for part in train_cache.latents[:4096].split(BATCH)
-            ]
+            [model.encode_latents(part.float().to(model.device)) for part in train_cache.latents[:4096].split(BATCH)]
         )
         train_features = F.normalize(model.image_features(train_tokens), dim=-1)
         nearest = (image_features @ train_features.T).argmax(dim=1).tolist()
@@ -172,9 +193,11 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--image-size", type=int, required=True)
     parser.add_argument("--train", type=Path, default=None, help="latent cache of the training pictures")
     parser.add_argument("--out", type=Path, default=None, help="write the report as JSON")
+    add_device_argument(parser)
     args = parser.parse_args(argv)
-    model = load_autoencoder(args.model)
-    tokenizer = load_tokenizer(args.model / "tokenizer")
+    device = usable_device(args.device)
+    model = load_autoencoder(args.model).to(device)
+    tokenizer = None if model.text_encoder is None else load_tokenizer(args.model / "tokenizer")
     cache = None if args.train is None else LatentCache([args.train])
     report = {
         split: evaluate(

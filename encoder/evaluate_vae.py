@@ -15,6 +15,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from encoder.commands import add_device_argument, usable_device
 from encoder.evaluate import masked_psnr
 from encoder.images import to_pil, to_pixel_values
 from encoder.linear_code import LinearCode
@@ -37,7 +38,7 @@ def evaluate_vae(vae: AutoencoderKL, split: str, count: int, size: int) -> dict:
     target = pictures(split, count, size)
     scenes = [scene_at(split, index) for index in range(count)]
     mask = torch.from_numpy(np.stack([foreground(scene, size) for scene in scenes])).float()
-    ours = torch.cat([decode(vae, encode(vae, part)) for part in target.split(32)])
+    ours = torch.cat([decode(vae, encode(vae, part.to(vae.device))).cpu() for part in target.split(32)])
     code = LinearCode.fit(pictures("train", 400, size))
     linear = code.decode(code.encode(target))
     checker = ShapesChecker()
@@ -63,8 +64,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128], help="sides in pixels")
     parser.add_argument("--splits", nargs="+", default=["test_iid", "test_combo"])
     parser.add_argument("--count", type=int, default=300, help="pictures a split")
+    add_device_argument(parser)
     args = parser.parse_args(argv)
-    vae = load_vae(args.vae)
+    vae = load_vae(args.vae).to(usable_device(args.device))
     print(
         json.dumps(
             {

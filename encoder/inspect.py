@@ -1,6 +1,6 @@
 """Says what an encoder checkpoint holds, before anything is trained on it.
 
-    python -m encoder.inspect PATH [--pictures DIR] [--vae DIR]
+    python -m encoder.inspect PATH [--pictures DIR] [--vae DIR] [--device cuda]
 
 PATH is a checkpoint as released (open_clip_config.json and its weights; a hub id works), or a folder of ours: an
 encoder or an autoencoder. Token sizes are measured on pictures where there are pictures and a VAE, else on random
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from encoder.autoencoder import load_encoder
+from encoder.commands import add_device_argument, usable_device
 from encoder.images import ImageError, load_image, to_pixel_values
 from encoder.model import POSITION_TOLERANCE, OpenVision3Model
 from encoder.positions import sincos_positions
@@ -73,7 +74,7 @@ def inspect_tokens(image_tokens: Tensor, normalised: bool) -> dict[str, Any]:
     Noise of one strength for all channels asks for channels of one size. With outliers that holds for none, before or
     after a LayerNorm.
     """
-    channels = image_tokens.double().pow(2).mean(dim=(0, 1)).sqrt()
+    channels = image_tokens.cpu().double().pow(2).mean(dim=(0, 1)).sqrt()
     rms = channels.pow(2).mean().sqrt().item()
     ratio = channels / channels.median().clamp(min=1e-12)
     order = ratio.argsort(descending=True)
@@ -107,7 +108,7 @@ def tokens_of(model: OpenVision3Model, folder: Path | None) -> tuple[str, Tensor
         side = config.image_size // config.patch_size * config.latent_patch_size
         shape = (RANDOM_LATENTS, config.latent_channels, side, side)
         latents = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-        return f"{RANDOM_LATENTS} random latents", model(latents=latents).last_hidden_state
+        return f"{RANDOM_LATENTS} random latents", model(latents=latents.to(model.device)).last_hidden_state
     pictures, broken = [], 0
     for file in sorted(file for file in folder.rglob("*") if file.is_file()):
         if len(pictures) == MOST_PICTURES:
@@ -119,7 +120,10 @@ def tokens_of(model: OpenVision3Model, folder: Path | None) -> tuple[str, Tensor
     if not pictures:
         raise ValueError(f"There is no readable picture below {folder} ({broken} other files); name another folder.")
     batches = torch.cat(pictures).split(BATCH)
-    parts = [model(pixel_values=batch).last_hidden_state for batch in tqdm(batches, desc="pictures", mininterval=2)]
+    parts = [
+        model(pixel_values=batch.to(model.device)).last_hidden_state
+        for batch in tqdm(batches, desc="pictures", mininterval=2)
+    ]
     skipped = f", {broken} other files skipped" if broken else ""
     return f"{len(pictures)} pictures{skipped}", torch.cat(parts)
 
@@ -136,8 +140,10 @@ def main(argv: list[str]) -> None:
         help=f"folder of pictures, of which {MOST_PICTURES} are used; needs a VAE",
     )
     parser.add_argument("--vae", type=Path, default=None, help="folder of a diffusers AutoencoderKL")
+    add_device_argument(parser)
     args = parser.parse_args(argv)
-    model = load_encoder(args.path, args.vae)
+    device = usable_device(args.device)
+    model = load_encoder(args.path, args.vae).to(device)
     measured, image_tokens = tokens_of(model, args.pictures)
     report = {
         **inspect_weights(model),
