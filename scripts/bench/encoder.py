@@ -4,21 +4,26 @@ import io
 import multiprocessing
 import resource
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
 from PIL import Image
 from torch.nn import functional as F
 from transformers import ViTConfig, ViTModel
 
 from encoder import OpenVision3Config, OpenVision3ForPreTraining, OpenVision3Model, OpenVision3PreTrainingConfig
+from encoder.autoencoder import OpenVision3Autoencoder
 from encoder.cache import LatentCache
 from encoder.cache_latents import cache_latents
 from encoder.data import CachedPairs, ImageTextStream
+from encoder.decoder import DECODER_PRESETS, LatentDecoder
 from encoder.losses import caption_loss
 from encoder.vae import decode, encode, tiny_vae
 from scripts.bench.compare import compare
+from scripts.scaling import flux_shaped_vae
 from training.muon import make_muon
 from training.shapes.write import write
 from training.shards import write_shards
@@ -41,11 +46,7 @@ def encoder_against_vit(device: str) -> str:
 def cached_step(device: str) -> str:
     """A pre-training step with cached latents and pixel_loss_fraction 1/8 against encoding online and all pixels."""
     batch = 8
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=16, use_quant_conv=False,
-        use_post_quant_conv=False,
-    ).to(device).eval().requires_grad_(False)  # fmt: skip
+    vae = flux_shaped_vae().to(device).eval()
     pixels = torch.rand(batch, 3, 64, 64, device=device) * 2 - 1
     ids = torch.randint(3, 500, (batch, 24), device=device)
     mask, latents = torch.ones_like(ids), encode(vae, pixels)
@@ -146,6 +147,48 @@ def cache_memory(device: str) -> str:
     return f"latent cache, peak memory above the start: {'; '.join(lines)}"
 
 
+def _real_size(queue: multiprocessing.Queue) -> None:
+    times, vae, settings = [], flux_shaped_vae().eval(), dict(DECODER_PRESETS["base"])
+
+    def timed(call: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        result = call()
+        times.append(time.perf_counter() - start)
+        return result
+
+    model = OpenVision3Autoencoder.from_frozen_encoder(
+        OpenVision3Model(OpenVision3Config.preset("base")), LatentDecoder(768, 16, 2, **settings), settings, vae
+    )
+    tokens = timed(lambda: model.encode(torch.rand(1, 3, 256, 256) * 2 - 1))
+    timed(lambda: model.decode(tokens))
+    del model
+    model = OpenVision3ForPreTraining(OpenVision3PreTrainingConfig.preset("base", 32000, 128)).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    latents, pixels = torch.randn(2, 16, 16, 16), torch.rand(2, 3, 128, 128) * 2 - 1
+    ids = torch.randint(3, 32000, (2, 128))
+
+    def step() -> None:
+        model(latents, ids, torch.ones_like(ids), pixels, lambda latents: decode(vae, latents)).loss.backward()
+        optimizer.step()
+
+    timed(step)
+    queue.put((*times, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20))
+
+
+def real_size(device: str) -> str:
+    """FLUX-shaped VAE, base encoder and decoder: encode and decode at 256 px, a training step of 2 at 128 px, once."""
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=_real_size, args=(queue,))
+    process.start()
+    encoding, decoding, training, peak = queue.get()
+    process.join()
+    return (
+        f"FLUX-shaped VAE, base encoder and decoder on the CPU: 256 px encoded in {encoding:.1f} s, decoded in "
+        f"{decoding:.1f} s; a step of 2 pictures at 128 px with pixel loss {training:.1f} s; peak {peak:.1f} GiB"
+    )
+
+
 def loader(device: str) -> str:
     """Pictures read and decoded from shards against the bare webdataset loop with the same decoding."""
     import webdataset
@@ -167,4 +210,4 @@ def loader(device: str) -> str:
     return f"loader: {2000 / a:.0f} pictures/s, bare webdataset {2000 / b:.0f}, {b / a:.0%} of it"
 
 
-ROWS = [encoder_against_vit, cached_step, muon_share, caption_memory, cache_memory, loader]
+ROWS = [encoder_against_vit, cached_step, muon_share, caption_memory, real_size, cache_memory, loader]
