@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from scripts import tiny
-from scripts.tiny import Part, part_keys, parts
+from scripts.lanes import Part, part_keys
+from scripts.tiny import parts
 
 # Appends a line to the file it is given and waits; "--fail" ends it with an error.
 WORKER = """
@@ -91,8 +92,8 @@ def test_a_part_waits_for_its_input_in_the_other_lane(place, monkeypatch):
 
 def test_killed_it_goes_on_and_adds_the_minutes_up(place):
     code = (
-        "from scripts import tiny; from pathlib import Path\n"
-        "tiny.NOTE_SECONDS = 0.2; tiny.write_report = lambda out: 'none'\n"
+        "from scripts import lanes, tiny; from pathlib import Path\n"
+        "lanes.NOTE_SECONDS = 0.2; tiny.write_report = lambda out: 'none'\n"
         "make = lambda *a: [tiny.Part('long', 1.0, (), Path('out/long'), ['worker', 'out/long/lines', '3'])]\n"
         "tiny.parts = make; tiny.run(Path('out'), Path('vae'), 1.0)\n"
     )
