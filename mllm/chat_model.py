@@ -1,7 +1,7 @@
 """A multimodal LLM that is loaded once and asked many times."""
 
 from argparse import ArgumentParser
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event, Thread
@@ -146,16 +146,17 @@ class ChatModel:
         temperature: float | None = None,
         top_p: float | None = None,
         seed: int | None = None,
-    ) -> Iterator[str]:
+    ) -> Generator[str, None, str]:
         """Yields the answer in pieces, which joined are what `chat` returns with the same options and seed.
 
+        The generator's own value (of `yield from`) is why the answer ends: "stop", or "length" where it was cut.
         Closing the iterator stops the computation at the next token. An error of the computation, which runs in a
         thread of its own, is raised where the pieces are taken; a request that cannot be read is refused at once.
         """
         settings = self._settings(max_new_tokens, temperature, top_p, seed)
         return self._pieces(self._inputs([(messages, images)]), settings)
 
-    def _pieces(self, inputs: dict, settings: dict) -> Iterator[str]:
+    def _pieces(self, inputs: dict, settings: dict) -> Generator[str, None, str]:
         streamer, stop, failed = _Ids(), Event(), []
 
         def work() -> None:
@@ -189,6 +190,7 @@ class ChatModel:
                 raise failed[0]
             if rest := self._text(ids)[len(shown) :]:
                 yield rest
+            return "stop" if ids and ids[-1] in self.end_ids else "length"
         finally:
             stop.set()
             thread.join()

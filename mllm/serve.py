@@ -18,7 +18,7 @@ import json
 import time
 import uuid
 from asyncio import Lock
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -129,6 +129,33 @@ def refusal(sentence: str, status: int = 400) -> JSONResponse:
     return JSONResponse({"error": {"message": sentence, "type": "invalid_request_error"}}, status)
 
 
+def whole(pieces: Generator[str, None, str]) -> tuple[str, str]:
+    """An answer of ChatModel.stream in one piece, and why it ends."""
+    parts = []
+    while True:
+        try:
+            parts.append(next(pieces))
+        except StopIteration as end:
+            return "".join(parts).strip(), end.value
+
+
+def chunks(pieces: Generator[str, None, str], head: dict) -> Iterator[str]:
+    """An answer of ChatModel.stream as server-sent events in OpenAI's form."""
+
+    def event(delta: dict, reason: str | None = None) -> str:
+        choice = {"index": 0, "delta": delta, "finish_reason": reason}
+        return f"data: {json.dumps({**head, 'object': 'chat.completion.chunk', 'choices': [choice]})}\n\n"
+
+    yield event({"role": "assistant", "content": ""})
+    while True:
+        try:
+            yield event({"content": next(pieces)})
+        except StopIteration as end:
+            yield event({}, end.value)
+            break
+    yield "data: [DONE]\n\n"
+
+
 class BodyCap:
     """ASGI middleware that refuses a request before its body is read, if that is too long or of unknown length."""
 
@@ -172,26 +199,18 @@ def build_server(model: ChatModel, name: str) -> FastAPI:
             if request.stream:
                 return StreamingResponse(events(pieces, head), media_type="text/event-stream")
             async with turn:
-                text = "".join([piece async for piece in iterate_in_threadpool(pieces)]).strip()
+                text, reason = await run_in_threadpool(whole, pieces)
         except ValueError as error:
             return refusal(str(error))
-        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": reason}
         return JSONResponse({**head, "object": "chat.completion", "choices": [choice]})
 
-    async def events(pieces, head: dict) -> AsyncIterator[str]:
-        """The answer as server-sent events. A client that goes away ends the computation."""
-
-        def event(delta: dict, reason: str | None = None) -> str:
-            choice = {"index": 0, "delta": delta, "finish_reason": reason}
-            return f"data: {json.dumps({**head, 'object': 'chat.completion.chunk', 'choices': [choice]})}\n\n"
-
+    async def events(pieces: Generator[str, None, str], head: dict) -> AsyncIterator[str]:
+        """Whoever goes away before the end stops the computation."""
         async with turn:
             try:
-                yield event({"role": "assistant", "content": ""})
-                async for piece in iterate_in_threadpool(pieces):
-                    yield event({"content": piece})
-                yield event({}, "stop")
-                yield "data: [DONE]\n\n"
+                async for line in iterate_in_threadpool(chunks(pieces, head)):
+                    yield line
             finally:
                 pieces.close()
 

@@ -1,4 +1,4 @@
-"""Commands in two lanes, a core each: what is done is not done again, what its inputs' change made stale starts anew."""
+"""Commands in two lanes, a core each: what is done is not done again; what became stale by its inputs starts anew."""
 
 import hashlib
 import json

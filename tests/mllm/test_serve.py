@@ -55,8 +55,16 @@ def test_whole_and_streamed_answers_are_chatmodels(client, model, pictures):
     assert ask(client, content).choices[0].message.content == expected != ""
     chunks = list(ask(client, content, stream=True))
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks).strip() == expected
-    assert chunks[-1].choices[0].finish_reason is not None
+    assert chunks[-1].choices[0].finish_reason == "length"  # the model of random weights talks on to its limit
     assert [entry.id for entry in client.models.list()] == ["tiny"]
+
+
+def test_an_answer_that_ends_by_itself_says_so(client, model, monkeypatch):
+    monkeypatch.setattr(model, "end_ids", list(range(len(model.tokenizer))))  # whatever comes first
+    assert ask(client, "what?").choices[0].finish_reason == "stop"
+    assert [chunk.choices[0].finish_reason for chunk in ask(client, "what?", stream=True)][-1] == "stop"
+    monkeypatch.undo()
+    assert ask(client, "what?", max_tokens=1).choices[0].finish_reason == "length"
 
 
 def test_several_turns_and_pictures_keep_their_places(client, model, pictures):
