@@ -10,8 +10,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
     AutoProcessor,
     LlavaForConditionalGeneration,
+    LlavaNextForConditionalGeneration,
+    LlavaNextProcessor,
+    LlavaProcessor,
     PreTrainedTokenizerBase,
     StoppingCriteria,
     StoppingCriteriaList,
@@ -26,6 +31,7 @@ from mllm.sampling import token_choice
 UNFINISHED = "\ufffd"  # what a tokenizer makes of a character's first bytes
 # An LLM's own settings of sampling and beams would be in the way of token_choice; these are generate's defaults.
 GREEDY = {"do_sample": False, "num_beams": 1, "temperature": 1.0, "top_k": 50, "top_p": 1.0}
+KINDS = ("llava", "llava_next")
 Message = dict[str, str]
 Picture = Image.Image | str | Path
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -71,12 +77,16 @@ class ChatModel:
     pictures come first in the first user message. Works on the model's device and in its dtype, also after `model.to`.
     """
 
-    def __init__(self, model: LlavaForConditionalGeneration, processor, max_new_tokens: int = 128) -> None:
+    def __init__(
+        self,
+        model: LlavaForConditionalGeneration | LlavaNextForConditionalGeneration,
+        processor: LlavaProcessor | LlavaNextProcessor,
+        max_new_tokens: int = 128,
+    ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.processor = processor
         self.tokenizer: PreTrainedTokenizerBase = processor.tokenizer
         self.max_new_tokens = max_new_tokens
-        self.num_image_tokens = model.config.image_seq_length
         # mllm.train names the template; a stock folder, or one that is assembled only, has its LLM's own.
         self.template: str = getattr(model.config, "conversation_template", "chat")
         # Answers end at eos, at the LLM's own end tokens, and at the one that ends an answer in the template.
@@ -97,7 +107,7 @@ class ChatModel:
         """Reads a folder of mllm.assemble or mllm.train.
 
         Raises:
-            ValueError: there is no such folder or device.
+            ValueError: there is no such folder or device, or the folder's model is of another kind.
         """
         if not (Path(folder) / "config.json").is_file():
             raise ValueError(f"There is no multimodal LLM at {folder}; make one with python -m mllm.assemble.")
@@ -105,11 +115,10 @@ class ChatModel:
             torch.empty(0, device=device)
         except (AssertionError, RuntimeError) as error:
             raise ValueError(f"The device {device!r} cannot be used here ({error}); choose cpu.") from error
-        return cls(
-            LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype).to(device),
-            AutoProcessor.from_pretrained(folder),
-            max_new_tokens,
-        )
+        if (kind := AutoConfig.from_pretrained(folder).model_type) not in KINDS:
+            raise ValueError(f"The model at {folder} is a {kind}; ChatModel takes {' and '.join(KINDS)}.")
+        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).to(device)
+        return cls(model, AutoProcessor.from_pretrained(folder), max_new_tokens)
 
     def chat(
         self,
@@ -180,9 +189,8 @@ class ChatModel:
                 ids += new
                 text = self._text(ids)
                 # A sentencepiece byte is read anew with each byte that follows it.
-                open_end = text.endswith(UNFINISHED) or str(self.tokenizer.convert_ids_to_tokens(ids[-1])).startswith(
-                    "<0x"
-                )
+                last = str(self.tokenizer.convert_ids_to_tokens(ids[-1]))
+                open_end = text.endswith(UNFINISHED) or last.startswith("<0x")
                 if len(text) > len(shown) and not open_end:
                     yield text[len(shown) :]
                     shown = text
@@ -223,18 +231,27 @@ class ChatModel:
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
     def _inputs(self, requests: Sequence[tuple[Sequence[Message], Sequence[Picture]]]) -> dict:
-        rows, pictures = [], []
-        for messages, images in requests:
-            loaded = [image if isinstance(image, Image.Image) else load_image(image) for image in images]
-            turns = [{"from": message["role"], "value": message["content"]} for message in messages]
-            if not turns or turns[-1]["from"] != "user" or not turns[-1]["value"].replace(IMAGE, "").strip():
+        loaded = [
+            [image if isinstance(image, Image.Image) else load_image(image) for image in images]
+            for _, images in requests
+        ]
+        for messages, _ in requests:
+            asked = messages and messages[-1]["role"] == "user" and messages[-1]["content"].replace(IMAGE, "").strip()
+            if not asked:
                 raise ValueError("The question is empty; end the messages with a user message that asks something.")
-            row = {"id": "chat", "conversations": turns, **({"image": [""] * len(loaded)} if loaded else {})}
-            encoded = encode_conversation(
-                row, self.tokenizer, self.template, self.num_image_tokens, add_generation_prompt=True
-            )
+        pictures = [picture for group in loaded for picture in group]
+        pixels = self.processor.image_processor(pictures, return_tensors="pt") if pictures else {}
+        numbers = iter(
+            len(self.processor.replace_image_token(pixels, index)) // len(self.processor.image_token)
+            for index in range(len(pictures))
+        )
+        rows = []
+        for (messages, _), group in zip(requests, loaded, strict=True):
+            turns = [{"from": message["role"], "value": message["content"]} for message in messages]
+            row = {"id": "chat", "conversations": turns, **({"image": [""] * len(group)} if group else {})}
+            tokens = [next(numbers) for _ in group]
+            encoded = encode_conversation(row, self.tokenizer, self.template, tokens, add_generation_prompt=True)
             rows.append(encoded["input_ids"])
-            pictures += loaded
         longest = max(map(len, rows))
         input_ids = torch.full((len(rows), longest), self.pad_id)
         attention_mask = torch.zeros_like(input_ids)
@@ -244,6 +261,7 @@ class ChatModel:
         device = self.model.device
         inputs = {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}
         if pictures:
-            pixel_values = self.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
-            inputs["pixel_values"] = pixel_values.to(device, self.model.dtype)
+            inputs["pixel_values"] = pixels["pixel_values"].to(device, self.model.dtype)
+        if "image_sizes" in pixels:  # of AnyRes
+            inputs["image_sizes"] = pixels["image_sizes"].to(device)
         return inputs

@@ -8,6 +8,8 @@ trailing human turn is dropped in training, with its pictures; long rows lose wh
 picture; a special token in a turn's text is text; a row that is left without trained tokens is refused by id.
 """
 
+from collections.abc import Sequence
+from itertools import repeat
 from typing import NoReturn
 
 from transformers import PreTrainedTokenizerBase
@@ -35,7 +37,7 @@ def encode_conversation(
     row: dict,
     tokenizer: PreTrainedTokenizerBase,
     template: str = "chat",
-    num_image_tokens: int = 256,
+    num_image_tokens: int | Sequence[int] = 256,
     max_length: int | None = None,
     add_generation_prompt: bool = False,
 ) -> dict:
@@ -45,7 +47,7 @@ def encode_conversation(
         row: {"id", "image" (path or list of paths, optional), "conversations": [{"from", "value"}, ...]}.
         template: "vicuna_v1" (LLaVA-1.5), "plain" (its first stage), or "chat" (the tokenizer's own chat template,
             tokenised in one go).
-        num_image_tokens: placeholders a picture is expanded to.
+        num_image_tokens: placeholders a picture is expanded to, or one such number for each picture of the row.
         max_length: whole trailing exchanges are dropped until the row fits; None: no limit.
         add_generation_prompt: keep a trailing human turn and append the answer's prefix.
 
@@ -57,8 +59,10 @@ def encode_conversation(
         ConversationError: the row has no usable turns, a wrong number of placeholders, or no trained token, or the chat
             template is missing, refuses it, or has neither `{% generation %}` marks nor turns that stay as they are
             when others follow.
-        ValueError: unknown template.
+        ValueError: unknown template, or another count of `num_image_tokens` than of pictures.
     """
+    if not isinstance(num_image_tokens, int) and len(num_image_tokens) != len(images_of(row)):
+        raise ValueError(f"There are {len(images_of(row))} pictures and num_image_tokens for {len(num_image_tokens)}.")
     if template not in TEMPLATES:
         raise ValueError(f"There is no conversation template {template!r}; choose one of {', '.join(TEMPLATES)}.")
     name = row.get("id", "without id")
@@ -193,12 +197,13 @@ def _encode(
     tokenizer: PreTrainedTokenizerBase,
     template: str,
     image_token_id: int,
-    num_image_tokens: int,
+    num_image_tokens: int | Sequence[int],
     generate: bool,
 ) -> tuple[list[int], list[int]]:
     """ids and labels. Outside "chat" the text before, between and after pictures is tokenised apart, as LLaVA does."""
     ids: list[int] = []
     labels: list[int] = []
+    numbers = repeat(num_image_tokens) if isinstance(num_image_tokens, int) else iter(num_image_tokens)
     if template == "chat":
         placeholder = image_placeholder(tokenizer)
         pictures = sum(text.count(PLACE) for _, text in turns)
@@ -208,18 +213,19 @@ def _encode(
         if tokens.count(image_token_id) != pictures:
             raise ConversationError(f"the chat template does not render {placeholder} as one token a picture.")
         for token, flag in zip(tokens, trained, strict=True):
-            repeat = num_image_tokens if token == image_token_id else 1
-            ids += [token] * repeat
-            labels += [token if flag and token != image_token_id else IGNORED] * repeat
+            number = next(numbers) if token == image_token_id else 1
+            ids += [token] * number
+            labels += [token if flag and token != image_token_id else IGNORED] * number
         return ids, labels
     text, spans = RENDER[template](turns, tokenizer, generate)
     if tokenizer.bos_token_id is not None:
         ids, labels = [tokenizer.bos_token_id], [IGNORED]
     position = 0
-    for number, chunk in enumerate(text.split(PLACE)):
-        if number:
-            ids += [image_token_id] * num_image_tokens
-            labels += [IGNORED] * num_image_tokens
+    for index, chunk in enumerate(text.split(PLACE)):
+        if index:
+            number = next(numbers)
+            ids += [image_token_id] * number
+            labels += [IGNORED] * number
             position += len(PLACE)
         inside = [(max(start - position, 0), min(end - position, len(chunk))) for start, end in spans]
         tokens, trained = tokenize(chunk, [span for span in inside if span[0] < span[1]], tokenizer)

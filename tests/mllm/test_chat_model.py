@@ -167,6 +167,11 @@ def test_a_missing_folder_is_named(tmp_path):
         ChatModel.from_pretrained(tmp_path / "nowhere")
 
 
+def test_a_model_of_another_kind_is_named(family):
+    with pytest.raises(ValueError, match="llm is a llama; ChatModel takes llava and llava_next"):
+        ChatModel.from_pretrained(family / "llm")
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_model_chats_in_any_dtype(family, pictures, dtype):
     model = load(family, max_new_tokens=4, dtype=dtype)

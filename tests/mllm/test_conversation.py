@@ -98,6 +98,18 @@ def test_a_picture_leaves_with_its_turn_and_with_none_other(chat, template):
     assert text == encode_conversation(_row("what?", "red", image=None), chat, template, 3)
 
 
+@pytest.mark.parametrize("template", ["chat", "vicuna_v1", "plain"])
+def test_pictures_may_differ_in_their_number_of_tokens(chat, template):
+    image = chat.convert_tokens_to_ids("<image>")
+    row = _row("<image> what?", "red", "<image> and?", "blue", image=["a", "b"])
+    ids = encode_conversation(row, chat, template, [2, 5])["input_ids"]
+    runs = "".join("i" if token == image else " " for token in ids).split()
+    assert runs == (["i" * 7] if template == "plain" else ["i" * 2, "i" * 5])
+    assert encode_conversation(row, chat, template, [3, 3]) == encode_conversation(row, chat, template, 3)
+    with pytest.raises(ValueError, match="2 pictures and num_image_tokens for 1"):
+        encode_conversation(row, chat, template, [2])
+
+
 @pytest.mark.parametrize("template", ["chat", "vicuna_v1"])
 def test_two_pictures_in_one_turn_keep_their_places(chat, template):
     ids = encode_conversation(_row("red <image> or <image>?", "red", image=["a", "b"]), chat, template, 3)["input_ids"]
