@@ -28,7 +28,7 @@ from training.arguments import training_arguments, uses_deepspeed
 from training.cli import run_cli
 from training.recipes import REQUIRED, Recipe, load_recipe
 from training.trainer import run_training
-from training.zero import keep_whole
+from training.zero import models_made_whole
 
 
 @dataclass
@@ -91,24 +91,33 @@ def load_model(recipe: MultimodalRecipe, arguments: TrainingArguments) -> LlavaF
     """The model of `init_from`, tower frozen.
 
     It has the folder's dtype, and the trainer makes of it what learns float32; a CPU computes in float32 alone at full
-    speed; DeepSpeed wants all of one dtype and keeps float32 copies itself.
+    speed. DeepSpeed wants all of one dtype and keeps float32 copies of what learns: with bf16 it rounds a float32
+    folder's LLM even where that is frozen. The tower keeps the folder's dtype in any case.
 
     Raises:
         ValueError: ZeRO-3 is to split an LLM in four bits.
     """
-    if recipe.load_in_4bit and is_deepspeed_zero3_enabled():
+    in_parts = is_deepspeed_zero3_enabled()
+    if recipe.load_in_4bit and in_parts:
         raise ValueError("load_in_4bit: ZeRO-3 cannot split weights in four bits; use ZeRO-2, or no DeepSpeed.")
-    half = torch.bfloat16 if arguments.bf16 else torch.float32
-    one = uses_deepspeed(arguments) or arguments.device.type == "cpu"
-    options: dict[str, Any] = {"dtype": half if one else "auto"}
-    if not is_deepspeed_zero3_enabled():
-        options["device_map"] = {"": arguments.device}  # the processes of a machine hold no copies in its main memory
+    dtype = torch.bfloat16 if arguments.bf16 else torch.float32
+    # Straight to its device, so that the processes of a machine hold no copies in its main memory.
+    options: dict[str, Any] = {"dtype": dtype} if in_parts else {"device_map": {"": arguments.device}}
     if recipe.load_in_4bit:
-        options["quantization_config"] = four_bits(half)
+        options["quantization_config"] = four_bits(dtype)
     model = LlavaForConditionalGeneration.from_pretrained(recipe.init_from, **options)
+    if in_parts:  # no one would gather the parts of the tower, which is outside of what DeepSpeed sees
+        with models_made_whole():
+            whole = LlavaForConditionalGeneration.from_pretrained(recipe.init_from)
+        model.model.vision_tower = whole.model.vision_tower
+        # ZeRO-3's loader notes renamings that did not take place, which save_pretrained would undo.
+        model._weight_conversions = whole._weight_conversions
+    elif uses_deepspeed(arguments) or arguments.device.type == "cpu":
+        for part in (model.model.multi_modal_projector, model.model.language_model, model.lm_head):
+            for value in part.parameters():
+                value.data = value.data.to(dtype) if value.is_floating_point() else value.data
     model.config.conversation_template = recipe.template  # what ChatModel will speak
     model.model.vision_tower.requires_grad_(False).eval()
-    keep_whole(model.model.vision_tower)  # it stays outside of what the trainer, and so DeepSpeed, sees
     return model
 
 

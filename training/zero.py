@@ -1,9 +1,12 @@
 """What DeepSpeed needs beside its JSON file: parameters that ZeRO-3 has split, and checkpoints without frozen ones."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
+import transformers.integrations.deepspeed as integration
 from torch import Tensor, nn
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
@@ -16,16 +19,18 @@ def _whole(value: nn.Parameter) -> Tensor:
         return value.detach().clone()
 
 
-def keep_whole(module: nn.Module) -> None:
-    """Gives every process all of a module that was made in ZeRO-3's parts; nothing to do without ZeRO-3.
+@contextmanager
+def models_made_whole() -> Iterator[None]:
+    """Within it transformers makes models whole, in any dtype, though ZeRO-3 is on.
 
     For what is used outside the trained module, where no one gathers the parts.
     """
-    if not is_deepspeed_zero3_enabled():
-        return
-    for part in module.modules():
-        for name, value in list(part.named_parameters(recurse=False)):
-            setattr(part, name, nn.Parameter(_whole(value), requires_grad=value.requires_grad))
+    kept = integration._hf_deepspeed_config_weak_ref  # set_hf_deepspeed_config wants the object, which we may not have
+    integration.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        integration._hf_deepspeed_config_weak_ref = kept
 
 
 def gather_in_first_process(module: nn.Module, first: bool) -> None:

@@ -1,5 +1,7 @@
 """LoRA trainings: what is adapted, what learns, what the merged folder answers."""
 
+import json
+
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
@@ -71,7 +73,7 @@ def test_a_merged_folder_is_an_ordinary_one_with_the_adapters_answers(family, ar
     train(arguments("more", f"init_from={tmp_path / 'merged'}", "trainable=[connector]", "trainer.max_steps=1"))
 
 
-def test_what_cannot_be_merged_or_trained_is_refused(family, arguments, tmp_path):
+def test_what_cannot_be_merged_or_trained_is_refused(family, arguments, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="no adapter in .*name the output_dir of a recipe with lora"):
         merge(["--model", str(family / "mllm"), "--out", str(tmp_path / "merged")])
     with pytest.raises(ValueError, match="leave trainable empty"):
@@ -82,9 +84,17 @@ def test_what_cannot_be_merged_or_trained_is_refused(family, arguments, tmp_path
         train(arguments("lora", "lora={r: 4, modules_to_save: [lm_head]}"))
     with pytest.raises(ValueError, match="four bits cannot learn; set lora too"):
         train(arguments("lora", "load_in_4bit=true", "trainable=[connector]"))
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="ZeRO-3 cannot split weights in four bits"):
+        patch.setattr("mllm.train.is_deepspeed_zero3_enabled", lambda: True)
+        train(arguments("lora", LORA, "load_in_4bit=true"))
     train(arguments("lora", LORA, "trainer.max_steps=1"))
     with pytest.raises(ValueError, match="holds adapters; python -m mllm.merge comes first"):
         train(arguments("more", f"init_from={tmp_path / 'lora'}"))
+    parents = tmp_path / "lora" / "trained_on.json"
+    parents.write_text(json.dumps({**json.loads(parents.read_text()), "init_from": "0123"}))
+    with pytest.raises(ValueError, match="adapts other weights than those in"):
+        merge(["--model", str(tmp_path / "lora"), "--out", str(tmp_path / "merged")])
+    assert not (tmp_path / "merged").exists()
 
 
 def test_an_llm_in_four_bits_learns_by_adapters_that_merge_into_its_own_weights(family, arguments, tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from transformers import LlavaForConditionalGeneration
 
 from mllm import ChatModel
@@ -109,5 +110,7 @@ def test_stage_two_under_zero3_in_bfloat16_goes_on_and_exports_the_whole(family,
     after = _trains_and_goes_on(command, tmp_path / "out")
     moved = _moved(_weights(family / "mllm"), after)
     assert any("language_model" in name for name in moved) and not any("vision_tower" in name for name in moved)
+    names = [set(load_file(folder / "model.safetensors")) for folder in (family / "mllm", tmp_path / "out")]
+    assert names[0] == names[1]  # other readers than transformers know these alone
     model = ChatModel.from_pretrained(tmp_path / "out", max_new_tokens=2)
     assert isinstance(model.chat([{"role": "user", "content": "what color?"}]), str)
