@@ -178,7 +178,8 @@ class OpenVision3ForPreTraining(StrictLoading, PreTrainedModel):
         )
         self.text_encoder = TextEncoder(text)
         self.caption_decoder = CaptionDecoder(text, encoder.hidden_size)
-        self.log_scale = nn.Parameter(torch.tensor(INITIAL_LOG_SCALE))
+        # One element, not a scalar, which neither DeepSpeed's broadcast nor FSDP takes.
+        self.log_scale = nn.Parameter(torch.tensor([INITIAL_LOG_SCALE]))
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -186,7 +187,7 @@ class OpenVision3ForPreTraining(StrictLoading, PreTrainedModel):
 
     def logit_scale(self) -> Tensor:
         """The factor of the cosines in contrast: a scalar, clamped where the config says so."""
-        scale = self.log_scale.exp()
+        scale = self.log_scale.squeeze(0).exp()
         return scale if self.config.logit_scale_max is None else scale.clamp(max=self.config.logit_scale_max)
 
     def _text_features(self, input_ids: Tensor, attention_mask: Tensor, groups: list[tuple[Tensor, int]]) -> Tensor:
