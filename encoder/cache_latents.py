@@ -164,9 +164,11 @@ def main(argv: list[str]) -> None:
         parser.error(f"--image-size is {args.image_size} and must be a multiple of 16")
     if not 0 <= args.process < args.processes:
         parser.error(f"--process is {args.process} and must lie between 0 and --processes - 1")
-    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if args.device == "cuda" else args.device
+    device = args.device
+    if device == "cuda":  # more processes than GPUs, for decoding pictures takes longer than encoding them, share them
+        device = f"cuda:{int(os.environ.get('LOCAL_RANK', args.process)) % torch.cuda.device_count()}"
     count, skipped = cache_latents(
-        ImageTextStream(args.shards, args.on_error),
+        ImageTextStream(args.shards, on_error=args.on_error),
         load_vae(args.vae).to(device),
         args.image_size,
         args.out,

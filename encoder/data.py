@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, Sampler
 from encoder.cache import LatentCache
 from encoder.images import ImageError, load_image
 from training.shards import ShardError, sample_rng
-from training.sources import Place, open_source
+from training.sources import HUB, Place, open_source
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -47,14 +47,21 @@ class Pair:
     label: int | None = None
 
 
-def read_texts(sample: dict[str, Any], name: str) -> tuple[list[str], str, int | None]:
+def sample_name(sample: dict[str, Any]) -> str:
+    """What errors call a sample: its file and key."""
+    return f"{sample['__url__']}: sample {sample['__key__']}"
+
+
+def read_texts(sample: dict[str, Any]) -> tuple[list[str], str, int | None]:
     """Captions, description and label of a sample: of its row or `json`, its `txt` and its `cls`.
 
     Row or json hold a text or a list of texts by one of the names in CAPTIONS; they may hold "description" and "label".
 
     Raises:
-        CaptionError: there is neither caption nor label, or they cannot be read; the sentence begins with `name`.
+        CaptionError: there is neither caption nor label, or they cannot be read; the sentence begins with file and key
+            of the sample.
     """
+    name = sample_name(sample)
     try:
         values = sample["row"] if "row" in sample else json.loads(sample.get("json", b"{}"))
         captions = next((values[field] for field in CAPTIONS if values.get(field)), None)
@@ -77,15 +84,15 @@ def read_texts(sample: dict[str, Any], name: str) -> tuple[list[str], str, int |
     return captions, str(values.get("description") or (captions[0] if captions else f"class {label}")), label
 
 
-def read_picture(sample: dict[str, Any], name: str, root: Path | None) -> Image.Image:
+def read_picture(sample: dict[str, Any]) -> Image.Image:
     """The picture of a sample as RGB: of one of its members, or the bytes or the path in one of a row's columns.
 
-    Args:
-        root: where paths begin and what they must stay inside; None: paths are refused.
+    Paths begin in the folder of the row's file and must stay inside it; in data sets of the hub they are refused.
 
     Raises:
-        ImageError: it has none, or one that cannot be read; the sentence begins with `name`.
+        ImageError: it has none, or one that cannot be read; the sentence begins with file and key of the sample.
     """
+    name = sample_name(sample)
     if "row" not in sample:
         data = next((sample[extension] for extension in PICTURES if extension in sample), None)
         if data is None:
@@ -96,19 +103,25 @@ def read_picture(sample: dict[str, Any], name: str, root: Path | None) -> Image.
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes):
         return load_image(io.BytesIO(value), name=name)
-    if not isinstance(value, str) or root is None:
+    if not isinstance(value, str) or sample["__url__"].startswith(HUB):
         raise ImageError(f"{name} has no picture; its row needs one as {', '.join(COLUMNS)}: bytes, or a path.")
     try:
-        return load_image(value, root=root)
+        return load_image(value, root=Path(sample["__url__"]).parent)
     except ImageError as error:
         raise ImageError(f"{name}: {error}") from error
+
+
+def read_pair(sample: dict[str, Any]) -> Pair:
+    """A sample as a Pair; see `read_texts` and `read_picture`."""
+    captions, description, label = read_texts(sample)
+    return Pair(sample["__key__"], read_picture(sample), captions, description, label)
 
 
 class ImageTextStream:
     """The pairs of a source, in its order, without a look at it first.
 
     Args:
-        location: see `training.sources.open_source`.
+        locations: see `training.sources.open_source`.
         on_error: "stop": a sample that cannot be used ends the run with its sentence; "skip": it is left out, counted
             in `skipped` (shards, captions, pictures) and, the first few of them, logged.
 
@@ -119,9 +132,9 @@ class ImageTextStream:
         ShardError: there is no such source.
     """
 
-    def __init__(self, location: str | Path, on_error: Literal["skip", "stop"] = "stop") -> None:
-        self.location, self.on_error = location, on_error
-        self.source = open_source(location)
+    def __init__(self, *locations: str | Path, on_error: Literal["skip", "stop"] = "stop") -> None:
+        self.on_error = on_error
+        self.source = open_source(*locations)
         self.skipped: Counter[str] = Counter()
         self.place: Place | None = None
 
@@ -131,40 +144,26 @@ class ImageTextStream:
         Raises:
             ShardError, CaptionError, ImageError: with on_error="stop", the first thing that cannot be used.
         """
-
-        def read(sample: dict[str, Any], name: str) -> Pair:
-            captions, description, label = read_texts(sample, name)
-            return Pair(sample["__key__"], read_picture(sample, name, self.source.root), captions, description, label)
-
-        return self._usable(read, reader, readers, place)
-
-    def pictures(self) -> Iterator[tuple[str, Image.Image]]:
-        """All pictures with their keys, whether they have captions or not; raises as `pairs`."""
-        return self._usable(lambda sample, name: (sample["__key__"], read_picture(sample, name, self.source.root)))
-
-    def leave_out(self, error: ShardError | ImageError) -> None:
-        """Raises `error`, or counts and logs it."""
-        if self.on_error == "stop":
-            raise error
-        kind = {CaptionError: "captions", ImageError: "pictures"}.get(type(error), "shards")
-        self.skipped[kind] += 1
-        if self.skipped.total() <= LOGGED:
-            logger.warning("Left out: %s", error)
-
-    def _usable(
-        self, read: Callable[[dict, str], T], reader: int = 0, readers: int = 1, place: Place | None = None
-    ) -> Iterator[T]:
         for behind, sample in self.source.samples(reader, readers, place):
             self.place = behind
+            pair = self.use(sample, read_pair)
+            if pair is not None:
+                yield pair
+
+    def use(self, sample: dict[str, Any] | ShardError, read: Callable[[dict[str, Any]], T]) -> T | None:
+        """What `read` makes of a sample of the source; None where it is left out. Raises as `pairs`."""
+        try:
             if isinstance(sample, ShardError):
-                self.leave_out(sample)
-                continue
-            try:
-                row = read(sample, f"{self.location}: sample {sample['__key__']}")
-            except (ShardError, ImageError) as error:
-                self.leave_out(error)
-            else:
-                yield row
+                raise sample
+            return read(sample)
+        except (ShardError, ImageError) as error:
+            if self.on_error == "stop":
+                raise
+            kind = {CaptionError: "captions", ImageError: "pictures"}.get(type(error), "shards")
+            self.skipped[kind] += 1
+            if self.skipped.total() <= LOGGED:
+                logger.warning("Left out: %s", error)
+            return None
 
 
 def choose_caption(captions: list[str], rng: np.random.Generator, last_caption_probability: float) -> str:

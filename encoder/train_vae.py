@@ -4,10 +4,10 @@ Random crops instead of whole pictures: a convolutional autoencoder learns what 
 it more different edges per second.
 """
 
-from collections import Counter
+import hashlib
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -15,21 +15,23 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import Dataset
 
-from encoder.data import ImageTextStream
+from encoder.data import ImageTextStream, read_picture, sample_name
 from encoder.images import ImageError, picture_grid, to_pil, to_pixel_values
 from encoder.linear_code import LinearCode
 from encoder.vae import DOWNSAMPLING, decode, encode, tiny_vae
 from training.cli import run_cli
 from training.recipes import Recipe, check_init_from, load_recipe
-from training.shards import sample_rng
+from training.shards import ShardError, sample_rng
+from training.streaming import ShuffledStream
 from training.trainer import run_training
 
 # The weight of the KL term relative to a summed reconstruction error (latent diffusion, arXiv 2112.10752).
 KL_WEIGHT = 1e-6
 # Crops that the linear code is fitted to.
 CODE_CROPS = 2000
+# Pictures that the scale of the latents is measured on.
+MEASURED = 512
 
 
 @dataclass
@@ -40,6 +42,9 @@ class VAERecipe(Recipe):
         default_factory=list, metadata={"help": "folders of .tar shards, .parquet files or tables with pictures"}
     )
     on_error: str = field(default="stop", metadata={"help": "at a picture that cannot be used: stop, or skip it"})
+    buffer_size: int = field(
+        default=10_000, metadata={"help": "pictures, as files, that each worker holds and shuffles among each other"}
+    )
     crop_size: int = field(default=32, metadata={"help": "side of the random crops in pixels, a multiple of 8"})
     mse_weight: float = field(default=2.0, metadata={"help": "weight of the squared error beside the absolute one"})
     chroma_weight: float = field(
@@ -50,58 +55,44 @@ class VAERecipe(Recipe):
     )
 
 
-class Crops(Dataset):
-    """Random square crops, one a picture and epoch; of two candidates the one with more contrast is taken.
+class Crops:
+    """Random square crops of pictures, as items of a ShuffledStream; of two candidates the one with more contrast.
 
-    Items are {"pixel_values": uint8 [3, crop_size, crop_size], "key": str}. All pictures are held in memory. What
-    on_error="skip" leaves out is counted in `skipped`.
+    `crops(sample, epoch)` is {"pixel_values": uint8 [3, crop_size, crop_size], "key": str}, or None where the sample
+    is left out.
 
     Raises:
-        ValueError: there is no picture, one cannot be read or is smaller than a crop, or crop_size is not a multiple of
-            8.
+        ValueError: crop_size is not a multiple of 8; with on_error="stop", a picture cannot be read or is smaller than
+            a crop.
     """
 
-    def __init__(
-        self, folders: list[str], crop_size: int, seed: int, on_error: Literal["skip", "stop"] = "stop"
-    ) -> None:
+    def __init__(self, stream: ImageTextStream, crop_size: int, seed: int) -> None:
         if crop_size < DOWNSAMPLING or crop_size % DOWNSAMPLING:
             raise ValueError(f"crop_size is {crop_size} and must be a multiple of {DOWNSAMPLING}.")
-        self.crop_size, self.seed, self.epoch = crop_size, seed, 0
-        self.keys: list[str] = []
-        self.pictures: list[np.ndarray] = []
-        self.skipped: Counter[str] = Counter()
-        for folder in folders:
-            stream = ImageTextStream(folder, on_error)
-            for key, picture in stream.pictures():
-                if min(picture.size) < crop_size:
-                    width, height = picture.size
-                    stream.leave_out(
-                        ImageError(
-                            f"{folder}/{key} is {width}x{height}, smaller than crop_size={crop_size}: lower crop_size "
-                            "or leave the picture out."
-                        )
-                    )
-                    continue
-                self.keys.append(f"{folder}/{key}")
-                self.pictures.append(np.asarray(picture))
-            self.skipped += stream.skipped
-        if not self.pictures:
-            raise ValueError(f"shards holds no picture ({folders}): name folders of .tar shards with pictures.")
+        self.stream, self.crop_size, self.seed = stream, crop_size, seed
 
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def __getitem__(self, index: int) -> dict:
-        rng = sample_rng(self.seed, self.epoch, index)
-        crops = [self._crop(self.pictures[index], rng) for _ in range(2)]
+    def __call__(self, sample: dict | ShardError, epoch: int) -> dict | None:
+        picture = self.picture(sample, epoch)
+        if picture is None:
+            return None
+        name = f"{sample['__url__']}/{sample['__key__']}"
+        rng = sample_rng(self.seed, epoch, int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest()))
+        crops = [self._crop(picture, rng) for _ in range(2)]
         best = max(crops, key=lambda crop: crop.std(axis=(0, 1)).sum())
-        return {
-            "pixel_values": torch.from_numpy(np.ascontiguousarray(best.transpose(2, 0, 1))),
-            "key": self.keys[index],
-        }
+        return {"pixel_values": torch.from_numpy(np.ascontiguousarray(best.transpose(2, 0, 1))), "key": name}
+
+    def picture(self, sample: dict | ShardError, epoch: int) -> np.ndarray | None:
+        """The whole picture [height, width, 3] uint8."""
+        return self.stream.use(sample, self._read)
+
+    def _read(self, sample: dict) -> np.ndarray:
+        picture = read_picture(sample)
+        if min(picture.size) < self.crop_size:
+            raise ImageError(
+                f"{sample_name(sample)} is {picture.width}x{picture.height}, smaller than crop_size={self.crop_size}: "
+                "lower crop_size or leave the picture out."
+            )
+        return np.asarray(picture)
 
     def _crop(self, picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         top, left = (int(rng.integers(side - self.crop_size + 1)) for side in picture.shape[:2])
@@ -167,9 +158,11 @@ def main(argv: list[str]) -> None:
     recipe = load_recipe(VAERecipe, argv)
     seed = recipe.trainer.get("seed", 42)
     torch.manual_seed(seed)
-    dataset = Crops(recipe.shards, recipe.crop_size, seed, recipe.on_error)
-    if dataset.skipped:
-        print(f"left out: {dict(dataset.skipped)}")
+    if not recipe.shards:
+        raise ValueError("The recipe's shards is empty: name folders of .tar shards with pictures.")
+    stream = ImageTextStream(*recipe.shards, on_error=recipe.on_error)
+    crops = Crops(stream, recipe.crop_size, seed)
+    dataset = ShuffledStream(stream.source, crops, seed, recipe.buffer_size)
     if recipe.init_from is None:
         vae = tiny_vae()
         with torch.no_grad():  # the posterior starts narrow, else its noise drowns the first few hundred steps
@@ -177,9 +170,11 @@ def main(argv: list[str]) -> None:
     else:
         check_init_from(recipe.init_from)
         vae = AutoencoderKL.from_pretrained(recipe.init_from)
-    crops = collate([dataset[index] for index in range(min(len(dataset), CODE_CROPS))])
-    linear_code = LinearCode.fit(crops["pixel_values"])
-    shown = to_pixel_values([Image.fromarray(picture) for picture in dataset.pictures[:8]], 128)
+    linear_code = LinearCode.fit(collate(list(islice(dataset, CODE_CROPS)))["pixel_values"])
+    samples = (sample for _, sample in stream.source.samples(rng=np.random.default_rng(seed)))
+    usable = (picture for sample in samples if (picture := crops.picture(sample, 0)) is not None)
+    pictures = list(islice(usable, MEASURED))
+    shown = to_pixel_values([Image.fromarray(picture) for picture in pictures[:8]], 128)
 
     def sample_pictures() -> Image.Image:
         pixel_values = shown.to(vae.device)
@@ -189,7 +184,7 @@ def main(argv: list[str]) -> None:
     def export(folder: Path) -> None:
         vae.eval()
         # Latents leave encoder.vae.encode with unit standard deviation over the training pictures.
-        vae.register_to_config(scaling_factor=1.0 / latent_std(vae, dataset.pictures[:: max(1, len(dataset) // 512)]))
+        vae.register_to_config(scaling_factor=1.0 / latent_std(vae, pictures))
         vae.save_pretrained(folder)
 
     run_training(

@@ -4,13 +4,14 @@ import math
 import resource
 import time
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 from transformers import TrainingArguments
 
 PICTURE_FILE, MOST_PICTURES = "dry_run.png", 64
@@ -24,8 +25,10 @@ def dry_run(
     The batch's pictures, where it holds any, are written into output_dir.
     """
     device = arguments.device
-    batch = collate([dataset[index] for index in range(min(arguments.per_device_train_batch_size, len(dataset)))])
-    keys = batch.pop("keys", [])
+    stream = isinstance(dataset, IterableDataset)
+    items = iter(dataset) if stream else (dataset[index] for index in range(len(dataset)))
+    batch = collate(list(islice(items, arguments.per_device_train_batch_size)))
+    keys, count = batch.pop("keys", []), "a stream" if stream else f"{len(dataset):,}"
     learning = sum(value.numel() for value in objective.parameters() if value.requires_grad)
     frozen = sum(value.numel() for value in objective.parameters() if not value.requires_grad)
     objective.to(device)
@@ -38,7 +41,7 @@ def dry_run(
     else:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
     seconds = time.perf_counter() - start
-    lines = [f"parameters: {learning:,} learn, {frozen:,} frozen", f"samples: {len(dataset):,}, first {keys[:4]}"]
+    lines = [f"parameters: {learning:,} learn, {frozen:,} frozen", f"samples: {count}, first {keys[:4]}"]
     lines += [
         f"batch {name}: {list(value.shape)} {value.dtype}" for name, value in batch.items() if isinstance(value, Tensor)
     ]

@@ -1,7 +1,7 @@
 """Where samples come from: files read one after another, dealt among readers, taken up again at any place.
 
 A sample is `{"__key__": str, "png": bytes, "json": bytes, ...}` from a tar file, and `{"__key__": str, "row": {column:
-value}}` from a table.
+value}}` from a table; `"__url__"`, as in webdataset, says which file it is from.
 """
 
 import csv
@@ -32,15 +32,10 @@ class Files:
     """The samples of many files as one stream, without a look at them first.
 
     Args:
-        root: the folder of the files; paths of pictures that they name are relative to it and must stay inside.
-        paths: the files.
-        read: (path, place) -> (place behind the sample, sample) for each sample from `place` on, 0 being the start; a
-            sample that cannot be read comes as a ShardError, and one is raised where a file cannot be read on.
+        paths: the files, of kinds in READERS.
     """
 
-    root: Path
     paths: tuple[Path, ...]
-    read: Reader
 
     def samples(
         self, reader: int = 0, readers: int = 1, place: Place | None = None, rng: np.random.Generator | None = None
@@ -59,10 +54,13 @@ class Files:
                 continue
             if number != first:
                 inside = 0
+            path = self.paths[order[number]]
             try:
-                for behind, sample in self.read(self.paths[order[number]], inside):
+                for behind, sample in READERS[path.suffix](path, inside):
                     before += 1
                     if by_file or (before - 1) % readers == reader:
+                        if isinstance(sample, dict):
+                            sample["__url__"] = str(path)
                         yield [number, behind, before], sample
             except ShardError as error:
                 if by_file or reader == 0:
@@ -70,7 +68,7 @@ class Files:
 
     def fingerprint(self) -> str:
         """Changes with the names and sizes of the files, which places refer to."""
-        names = [f"{path.relative_to(self.root)} {path.stat().st_size}" for path in self.paths]
+        names = [f"{path.name} {path.stat().st_size}" for path in self.paths]
         return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
 
 
@@ -82,7 +80,6 @@ class Hub:
     """
 
     name: str
-    root: None = None
 
     def samples(
         self, reader: int = 0, readers: int = 1, place: Place | None = None, rng: np.random.Generator | None = None
@@ -103,7 +100,8 @@ class Hub:
             rows.load_state_dict(state)
         for row in rows:
             number += 1
-            yield [number, rows.state_dict()], {"__key__": f"{self.name}:{reader}-{number}", "row": row}
+            sample = {"__key__": f"{reader}-{number}", "__url__": f"{HUB}{self.name}", "row": row}
+            yield [number, rows.state_dict()], sample
 
     def fingerprint(self) -> str:
         """The name; whether the files are still the same is for the hub to say."""
@@ -158,29 +156,34 @@ def read_table(path: Path, place: int = 0) -> Iterator[tuple[int, dict[str, Any]
         raise ShardError(f"{path} cannot be read as a table ({error}); save it again as UTF-8.") from error
 
 
+# (path, place) -> (place behind it, sample) for each sample from `place` on, 0 being the start; a sample that cannot be
+# read comes as a ShardError, and one is raised where a file cannot be read on.
 READERS: dict[str, Reader] = {
     ".tar": read_tar, ".parquet": read_parquet, ".jsonl": read_table, ".csv": read_table, ".tsv": read_table
 }  # fmt: skip
 
 
-def open_source(location: str | Path) -> Files | Hub:
-    """What lies at `location`.
+def open_source(*locations: str | Path) -> Files | Hub:
+    """What lies at the locations, one after another.
 
-    A file, or a folder, in which files of the first kind that is found are read: .tar (WebDataset shards, as
+    Each is a file, or a folder, in which files of the first kind that is found are read: .tar (WebDataset shards, as
     img2dataset writes them) and .parquet below it; .jsonl, .csv or .tsv tables in it, which name pictures by paths
-    inside the folder. Or hf://NAME, a data set of the Hugging Face hub.
+    inside the folder. Or there is one, hf://NAME, a data set of the Hugging Face hub.
 
     Raises:
         ShardError: there is nothing of these kinds.
     """
-    if str(location).startswith(HUB):
-        return Hub(str(location).removeprefix(HUB))
-    root = Path(location)
+    if len(locations) == 1 and str(locations[0]).startswith(HUB):
+        return Hub(str(locations[0]).removeprefix(HUB))
+    return Files(tuple(path for location in locations for path in _find(Path(location))))
+
+
+def _find(root: Path) -> list[Path]:
     if root.is_file() and root.suffix in READERS:
-        return Files(root.parent, (root,), READERS[root.suffix])
+        return [root]
     for suffix, read in READERS.items():
         if paths := sorted(root.glob(f"*{suffix}" if read is read_table else f"**/*{suffix}")):
-            return Files(root, tuple(paths), read)
+            return paths
     raise ShardError(
         f"There is no data at {root}: name a folder with {', '.join(READERS)} files in it, one of them, or "
         f"{HUB}NAME, a data set of the Hugging Face hub."

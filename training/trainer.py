@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import TrainerCallback, TrainerState
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer import TRAINER_STATE_NAME
@@ -25,6 +25,7 @@ from training.learning_rates import set_learning_rates
 from training.modules import enable_checkpointing, kernel_names, learn_in_float32, set_trainable
 from training.muon import make_muon
 from training.recipes import Recipe
+from training.streaming import ShuffledStream, stream_loader
 from training.zero import copy_into, gather_in_first_process, load_without_frozen, save_without_frozen
 
 EMA_FILE = "ema.safetensors"
@@ -69,6 +70,12 @@ class Trainer(transformers.Trainer):
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         return super()._get_train_sampler(train_dataset) if self.sampler is None else self.sampler
 
+    def get_train_dataloader(self) -> DataLoader:
+        """A stream shares itself among processes: accelerate would let the first read it and deal its batches out."""
+        if not isinstance(self.train_dataset, ShuffledStream):
+            return super().get_train_dataloader()
+        return stream_loader(self.train_dataset, self.args, self.data_collator)
+
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """The micro-batches of one step; a loss that is no mean over them sees them together first."""
         batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -92,6 +99,8 @@ class Trainer(transformers.Trainer):
         num_items_in_batch: Tensor | None = None,
     ) -> Tensor:
         self._keys = inputs.pop("keys", [])
+        if "progress" in inputs:
+            self.train_dataset.advance(inputs.pop("progress"))
         outputs = model(**inputs)
         terms = {"total": outputs["loss"].detach(), **outputs["losses"]}
         if not torch.stack([value.float() for value in terms.values()]).isfinite().all():  # one wait for the device
@@ -172,6 +181,8 @@ class Trainer(transformers.Trainer):
                 f"{folder} does not belong to this recipe: the parameter {odd[0]!r} is on one side only; "
                 "choose another output_dir or restore the recipe."
             )
+        if isinstance(self.train_dataset, ShuffledStream):
+            self.train_dataset.load(folder)
         if self.ema is not None:
             self.ema.load_state_dict(load_file(folder / EMA_FILE))
 
@@ -201,6 +212,8 @@ class Trainer(transformers.Trainer):
             write_run(folder, self.args, self.muon_learning_rate)
             if self.ema is not None:
                 save_file(self.ema.state_dict(), folder / EMA_FILE)
+        if isinstance(self.train_dataset, ShuffledStream):
+            self.train_dataset.save(folder)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             mark_complete(folder, self.keep)
@@ -221,10 +234,11 @@ def run_training(
     share_step: Callable[[nn.Module, list[dict]], list[dict]] | None = None,
     start: Callable[[], None] | None = None,
 ) -> None:
-    """Trains `objective` on a map-style `dataset` by `recipe`; resumes by itself; exports into `output_dir`.
+    """Trains `objective` on `dataset` by `recipe`; resumes by itself; exports into `output_dir`.
 
     Args:
         objective: `forward(**batch)` -> mapping with `loss` (scalar) and `losses` (raw terms, detached).
+        dataset: map-style, or a ShuffledStream.
         collate: list of samples -> batch; a key `keys` names the samples.
         export: called as `export(output_dir)` in the first process at the end, averaged weights in place.
         sample_pictures: returns a picture grid for `samples/`; called without gradients in eval mode.
@@ -253,6 +267,8 @@ def run_training(
         enable_checkpointing(objective, arguments.activation_checkpointing_kwargs)
         # done: the Trainer would ask it of the objective, a plain module
         arguments.activation_checkpointing = arguments.gradient_checkpointing = False
+    if isinstance(dataset, ShuffledStream):
+        dataset.share(arguments)
     if recipe.dry_run:
         print(dry_run(objective, dataset, arguments, collate))
         return

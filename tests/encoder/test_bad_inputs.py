@@ -5,6 +5,7 @@ import json
 import struct
 import tarfile
 import zlib
+from itertools import islice
 
 import numpy as np
 import pyarrow
@@ -17,6 +18,7 @@ from encoder.cache_latents import cache_latents
 from encoder.data import ImageTextStream
 from encoder.train_vae import Crops
 from training.shards import write_shards
+from training.streaming import ShuffledStream
 
 TEXT = b"two colours"
 
@@ -130,10 +132,16 @@ def test_truncated_files_cost_what_is_cut_off(tmp_path):
 def test_all_of_it_becomes_a_cache_and_crops(tmp_path, small_vae):
     samples = [{"__key__": f"{number:02d}", **sample} for number, (sample, _) in enumerate(SAMPLES.values())]
     write_shards(tmp_path / "data", samples)
-    count, skipped = cache_latents(ImageTextStream(tmp_path / "data", "skip"), small_vae, 32, tmp_path / "cache")
+    stream = ImageTextStream(tmp_path / "data", on_error="skip")
+    count, skipped = cache_latents(stream, small_vae, 32, tmp_path / "cache")
     assert count == len(LatentCache([tmp_path / "cache"])) == 4
     assert skipped == {"captions": 1, "pictures": 5}
-    crops = Crops([str(tmp_path / "data")], crop_size=8, seed=0, on_error="skip")
-    assert len(crops) == 4 and crops.skipped == {"pictures": 6}  # here captions do not count, and 1 x 1 is too small
-    with pytest.raises(ValueError, match="sample 01 has no picture"):
-        Crops([str(tmp_path / "data")], crop_size=8, seed=0)
+    for on_error in ("skip", "stop"):
+        stream = ImageTextStream(tmp_path / "data", on_error=on_error)
+        crops = ShuffledStream(stream.source, Crops(stream, crop_size=8, seed=0), seed=0, buffer_size=3)
+        if on_error == "skip":
+            items = list(islice(crops, 8))  # two epochs; captions do not count here, and 1 x 1 is too small
+            assert len({item["key"] for item in items}) == 4 and items[-1]["progress"][1]["skipped"] >= 6
+        else:
+            with pytest.raises(ValueError, match="sample .* picture|smaller"):
+                list(islice(crops, 8))

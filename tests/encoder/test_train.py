@@ -1,13 +1,17 @@
 """The encoder package's trainings: what a user can get wrong is one sentence."""
 
 import io
+import json
+from itertools import islice
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from encoder import OpenVision3ForPreTraining, OpenVision3PreTrainingConfig
+from encoder.data import ImageTextStream
 from encoder.lpips import LPIPS, lpips_of_recipe
 from encoder.train import EncoderRecipe, PreTrainingObjective, build_model
 from encoder.train_tokenizer import train_tokenizer
@@ -15,13 +19,15 @@ from encoder.train_vae import Crops
 from encoder.train_vae import main as train_vae
 from encoder.vae import tiny_vae
 from training.shards import write_shards
+from training.streaming import ShuffledStream
+from training.trainer import Trainer
 
 SMALL = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
 WORDS = {"vocab_size": 20, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 
 
-def picture(format):
-    pixels = np.random.default_rng(0).integers(0, 256, (24, 16, 3), dtype=np.uint8)
+def picture(format, seed=0):
+    pixels = np.random.default_rng(seed).integers(0, 256, (24, 16, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, format)
     return file.getvalue()
@@ -106,14 +112,22 @@ def test_a_missing_stage_is_named(tmp_path):
         train_vae([str(tmp_path / "recipe.yaml"), "crop_size=8"])
 
 
+def crops(folder, crop_size=8, seed=0):
+    stream = ImageTextStream(folder)
+    return ShuffledStream(stream.source, Crops(stream, crop_size, seed), seed, buffer_size=100)
+
+
 def test_crops_come_from_any_kind_of_picture(tmp_path):
     kinds = {"png": "PNG", "jpg": "JPEG", "jpeg": "JPEG", "webp": "WEBP"}
     write_shards(tmp_path, [{"__key__": extension, extension: picture(kind)} for extension, kind in kinds.items()])
-    crops = Crops([str(tmp_path)], crop_size=8, seed=0)
-    assert [crops[index]["pixel_values"].shape for index in range(4)] == [(3, 8, 8)] * 4
+    items = list(islice(crops(tmp_path), 8))
+    assert [item["pixel_values"].shape for item in items] == [(3, 8, 8)] * 8
+    assert {item["key"].rpartition("/")[2] for item in items[:4]} == set(kinds)
+    first = {item["key"]: item["pixel_values"] for item in items[:4]}
+    assert not all(torch.equal(item["pixel_values"], first[item["key"]]) for item in items[4:])  # another epoch
     write_shards(tmp_path, [{"__key__": "odd", "txt": b"words"}])
     with pytest.raises(ValueError, match="sample odd has no picture"):
-        Crops([str(tmp_path)], crop_size=8, seed=0)
+        next(iter(crops(tmp_path)))
 
 
 @pytest.mark.parametrize(
@@ -126,15 +140,61 @@ def test_a_vocabulary_that_does_not_fit_the_corpus_is_named(tmp_path, text, size
 
 
 def test_what_gives_no_crops_is_one_sentence(tmp_path):
-    with pytest.raises(ValueError, match="shards holds no picture"):
-        Crops([], crop_size=8, seed=0)
+    (tmp_path / "recipe.yaml").write_text(f"output_dir: {tmp_path}/out")
+    with pytest.raises(ValueError, match="shards is empty"):
+        train_vae([str(tmp_path / "recipe.yaml")])
     write_shards(tmp_path, [{"__key__": "small", "png": picture("PNG")}])
-    assert len(Crops([str(tmp_path)], crop_size=16, seed=0)) == 1
-    with pytest.raises(ValueError, match="/small is 16x24, smaller than crop_size=24: lower crop_size"):
-        Crops([str(tmp_path)], crop_size=24, seed=0)
+    assert next(iter(crops(tmp_path, 16)))["pixel_values"].shape == (3, 16, 16)
+    with pytest.raises(ValueError, match="sample small is 16x24, smaller than crop_size=24: lower crop_size"):
+        next(iter(crops(tmp_path, 24)))
     for size in (0, 12):
         with pytest.raises(ValueError, match=f"crop_size is {size} and must be a multiple of 8"):
-            Crops([str(tmp_path)], crop_size=size, seed=0)
+            crops(tmp_path, size)
+
+
+class Killed(Exception):
+    pass
+
+
+def test_the_vae_trains_from_a_stream_and_goes_on_after_a_kill(tmp_path, monkeypatch):
+    monkeypatch.setattr("encoder.train_vae.CODE_CROPS", 50)
+    samples = [{"__key__": f"{index:02d}", "png": picture("PNG", index)} for index in range(12)]
+    samples[5]["png"] = b"a text"
+    write_shards(tmp_path / "data", samples, per_shard=5)
+    (tmp_path / "recipe.yaml").write_text(f"""
+shards: [{tmp_path}/data]
+crop_size: 8
+buffer_size: 4
+on_error: skip
+trainer: {{max_steps: 7, per_device_train_batch_size: 2, learning_rate: 1.0e-3, save_steps: 2, logging_steps: 1,
+  use_cpu: true, disable_tqdm: true, seed: 3, dataloader_num_workers: 2}}
+""")
+
+    def train(name, *more):
+        train_vae([str(tmp_path / "recipe.yaml"), f"output_dir={tmp_path}/{name}", *more])
+        history = json.loads((tmp_path / name / "history.json").read_text())["log_history"]
+        losses = [row["loss"] for row in history if "loss" in row]
+        return load_file(tmp_path / name / "diffusion_pytorch_model.safetensors"), losses, history
+
+    whole, losses, history = train("whole")
+    assert len(losses) == 7 and max(row.get("skipped_rows", 0) for row in history) >= 1
+
+    def dying(self, *arguments, **options):
+        if self.state.global_step == 5:
+            raise Killed
+        return step(self, *arguments, **options)
+
+    step = Trainer.training_step
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "training_step", dying)
+        with pytest.raises(Killed):
+            train("killed")
+    weights, again, _ = train("killed")
+    assert again == losses
+    for name, value in whole.items():
+        assert torch.equal(value, weights[name]), name
+    with pytest.raises(ValueError, match="written with workers 2 and this run has 3, so that it would see other"):
+        train("killed", "trainer.dataloader_num_workers=3")
 
 
 def test_the_frozen_vae_decodes_where_the_latents_are(stage):
