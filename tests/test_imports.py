@@ -38,7 +38,11 @@ def test_imports_go_one_way(package):
 
 
 # What a package's modules may import beside the dependencies that every installation has.
-EXTRAS = {package: ["train"] for package in ALLOWED} | {"demo": ["train", "demo"], "mllm": ["train", "serve"]}
+EXTRAS = {package: ["train"] for package in ALLOWED} | {
+    "demo": ["train", "demo"],
+    "mllm": ["train", "serve"],
+    "generator": ["train", "fidelity"],
+}
 
 
 @pytest.mark.parametrize("package", EXTRAS)
