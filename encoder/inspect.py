@@ -71,8 +71,8 @@ def tokens_normalised(model: OpenVision3Model) -> bool:
 def inspect_tokens(image_tokens: Tensor, normalised: bool) -> dict[str, Any]:
     """image_tokens [batch, num_patches, hidden_size] -> their scale, outlier channels and the noise_space they advise.
 
-    Noise of one strength for all channels asks for channels of one size. With outliers that holds for none, before or
-    after a LayerNorm.
+    Noise of one strength for all channels asks for channels of one size. With outliers that holds neither before nor
+    after a LayerNorm, but once each channel is normalised by its own statistics, which a frozen encoder has.
     """
     channels = image_tokens.cpu().double().pow(2).mean(dim=(0, 1)).sqrt()
     rms = channels.pow(2).mean().sqrt().item()
@@ -80,7 +80,7 @@ def inspect_tokens(image_tokens: Tensor, normalised: bool) -> dict[str, Any]:
     order = ratio.argsort(descending=True)
     outliers = [int(channel) for channel in order if ratio[channel] > OUTLIER]
     if outliers:
-        advice, why = "none", "outlier channels: noise of one strength leaves them undisturbed, or drowns the others"
+        advice, why = "statistics", "outlier channels: only noise in units of each channel is the same to all of them"
     elif normalised and UNIT_RMS[0] <= rms <= UNIT_RMS[1]:
         advice, why = "raw", "normalised tokens of unit size: noise acts as the paper's equation says"
     else:

@@ -18,7 +18,7 @@ from encoder.cache import LatentCache, vae_hash
 from encoder.data import CachedPairs
 from encoder.decoder import DECODER_PRESETS, LatentDecoder
 from encoder.images import picture_grid, to_pil
-from encoder.lineage import start_training
+from encoder.lineage import start_training, weights_hash
 from encoder.losses import reconstruction_losses
 from encoder.lpips import LPIPS, lpips_of_recipe
 from encoder.model import OpenVision3Model
@@ -133,6 +133,8 @@ def main(argv: list[str]) -> None:
     vae = load_vae(recipe.vae)
     encoder = load_encoder(recipe.encoder).requires_grad_(False)
     encoder.vae = None  # the cache stands in its place
+    # A hub id, whose files lie elsewhere, stands for itself.
+    encoder_hash = weights_hash(recipe.encoder) if Path(recipe.encoder).is_dir() else recipe.encoder
     cache = LatentCache([recipe.cache], vae)
     dataset = CachedPairs(cache, seed)
     settings = {**DECODER_PRESETS[recipe.size], "noise_tau": recipe.noise_tau, "noise_space": recipe.noise_space}
@@ -166,7 +168,7 @@ def main(argv: list[str]) -> None:
         collate=collate,
         export=export,
         sample_pictures=sample_pictures,
-        start=lambda: start_training(recipe.output_dir, {"vae": vae_hash(vae)}),
+        start=lambda: start_training(recipe.output_dir, {"vae": vae_hash(vae), "encoder": encoder_hash}),
     )
 
 

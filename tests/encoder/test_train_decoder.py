@@ -70,6 +70,10 @@ def test_a_released_encoder_becomes_an_autoencoder(data, small_encoder, tmp_path
     with pytest.raises(ValueError, match="no text towers"):
         model.caption(model.encode(pixel_values))
 
+    small_encoder(image_size=SIZE, position_table=True, hidden_size=48).save_open_clip(tmp_path / "other")
+    with pytest.raises(ValueError, match="started on the encoder .* start anew in another output_dir"):
+        train(data, tmp_path, f"encoder={tmp_path}/other")
+
     train(data, tmp_path, f"init_from={tmp_path}/autoencoder", f"output_dir={tmp_path}/more", "trainer.learning_rate=0")
     more = OpenVision3Autoencoder.from_pretrained(tmp_path / "more" / "autoencoder").state_dict()
     assert all(torch.equal(more[name], value) for name, value in model.state_dict().items())
