@@ -49,14 +49,14 @@ EXTRAS = {package: ["train"] for package in ALLOWED} | {
 def test_every_library_is_declared(package):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = {
-        line.split(">")[0].lower()
+        line.split(">")[0].lower().replace("-", "_")
         for lines in (project["dependencies"], *(project["optional-dependencies"][extra] for extra in EXTRAS[package]))
         for line in lines
     }
     distributions = importlib.metadata.packages_distributions()
     for path in sorted((ROOT / package).rglob("*.py")):
         for name in set(_imported(path)) - PACKAGES - sys.stdlib_module_names:
-            found = {distribution.lower() for distribution in distributions.get(name, [name])}
+            found = {distribution.lower().replace("-", "_") for distribution in distributions.get(name, [name])}
             assert found & declared, f"{path.relative_to(ROOT)} imports {name}, which pyproject.toml does not declare"
 
 
