@@ -1,9 +1,6 @@
 """Assembly, data and training of a tiny random multimodal LLM."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -135,8 +132,8 @@ def _rows(family, tmp_path):
     return tmp_path / "rows.json"
 
 
-def _train(family, tmp_path, name, *overrides, processes=None):
-    """Trains in this process, or with `processes` by the launcher; returns the weights."""
+def _train(family, tmp_path, name, *overrides):
+    """Trains in this process; returns the weights. test_train_processes.py does in several."""
     (tmp_path / "recipe.yaml").write_text("trainer: {use_cpu: true}\n")
     command = [
         str(tmp_path / "recipe.yaml"),
@@ -150,13 +147,7 @@ def _train(family, tmp_path, name, *overrides, processes=None):
         "trainer.disable_tqdm=true",
         *overrides,
     ]
-    if processes is None:
-        train(command)
-    else:
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", "mllm.train"]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run([sys.executable, *launcher, *command], env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+    train(command)
     return LlavaForConditionalGeneration.from_pretrained(tmp_path / name).state_dict()
 
 
@@ -171,21 +162,19 @@ def test_stage_one_moves_the_connector_alone_and_stage_two_the_llm_too(family, t
     assert not any("vision_tower" in name for name in moved)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_both_stages_run_under_zero2(family, tmp_path, processes):
+def test_both_stages_run_under_zero2(family, tmp_path):
     before = LlavaForConditionalGeneration.from_pretrained(family / "mllm").state_dict()
     zero2 = f"trainer.deepspeed={ROOT / 'training' / 'deepspeed' / 'zero2.json'}"
-    align = _train(family, tmp_path, "align", "trainable=[connector]", zero2, processes=processes)
+    align = _train(family, tmp_path, "align", "trainable=[connector]", zero2)
     stage_two = (f"init_from={tmp_path / 'align'}", "trainable=[connector,llm,head]", "cache_tokens=true")
-    tune = _train(family, tmp_path, "tune", *stage_two, zero2, processes=processes)
+    tune = _train(family, tmp_path, "tune", *stage_two, zero2)
     moved = {name for name in before if not torch.equal(before[name], align[name])}
     assert moved and all("multi_modal_projector" in name for name in moved)
     moved = {name for name in align if not torch.equal(align[name], tune[name])}
     assert any("language_model" in name for name in moved) and not any("vision_tower" in name for name in moved)
-    if processes == 1:
-        plain = _train(family, tmp_path, "plain", *stage_two)
-        for name, value in plain.items():
-            assert torch.allclose(value, tune[name], atol=1e-4), name
+    plain = _train(family, tmp_path, "plain", *stage_two)
+    for name, value in plain.items():
+        assert torch.allclose(value, tune[name], atol=1e-4), name
 
 
 @pytest.mark.parametrize("template", ["vicuna_v1", "plain"])
