@@ -15,6 +15,7 @@ OPENVISION_FREQUENCIES = (1.0, 1e-4)
 SMALL_GRID_FREQUENCIES = (2.0, 0.2)
 
 
+@torch.compiler.assume_constant_result  # torch.compile would trace into NumPy
 def sincos_positions(
     height: int, width: int, dim: int, frequencies: Sequence[float] = OPENVISION_FREQUENCIES
 ) -> Tensor:

@@ -154,3 +154,8 @@ def test_the_vae_stays_frozen_and_in_eval_mode(small_encoder, small_vae, tmp_pat
         assert not any(value.requires_grad for value in one.vae.parameters())
     with pytest.raises(ValueError, match="16 latent_channels and the encoder takes 4"):
         small_encoder(latent_channels=4).attach_vae(small_vae)
+
+
+def test_positions_are_a_constant_to_the_compiler():
+    compiled = torch.compile(lambda: sincos_positions(3, 2, 32), backend="eager", fullgraph=True)
+    assert torch.equal(compiled(), sincos_positions(3, 2, 32))
