@@ -35,4 +35,4 @@ bench: $(STAMP)
 	$(RUN) -m scripts.bench
 
 gpu-check: $(STAMP)
-	$(RUN) -m scripts.bench --device cuda
+	$(RUN) -m scripts.gpu_check
