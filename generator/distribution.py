@@ -9,13 +9,13 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 from tqdm import tqdm
 
 from encoder.data import ImageTextStream
 from encoder.images import to_pil, to_pixel_values
 from encoder.metrics import frechet_distance
+from generator.edit import reconstruct
 from generator.features import Features, extract
 from generator.flow import picture_generators
 from generator.metrics import kernel_distance, precision_recall
@@ -49,9 +49,7 @@ def real_pictures(shards: str | Path, count: int, size: int, seed: int) -> tuple
     return to_array(images), captions
 
 
-def draw_many(
-    pipeline: OpenVision3Pipeline, what: dict[str, Sequence], batch: int, seed: int, **options
-) -> np.ndarray:
+def draw_many(pipeline: OpenVision3Pipeline, what: dict[str, Sequence], batch: int, seed: int, **options) -> np.ndarray:
     """Drawings uint8 [n, height, width, 3]; what: {"prompt": n texts} or {"class_labels": n numbers}."""
     ((name, values),) = what.items()
     drawn = []
@@ -62,14 +60,12 @@ def draw_many(
     return np.concatenate(drawn)
 
 
-@torch.no_grad()
 def decoded(pipeline: OpenVision3Pipeline, pictures: np.ndarray, batch: int) -> np.ndarray:
     """Pictures uint8 [n, height, width, 3] through tokens and back: what a perfect generator would reach."""
-    autoencoder, grid, parts = pipeline.autoencoder, pipeline.transformer.grid, []
+    parts = []
     for start in range(0, len(pictures), batch):
         images = [Image.fromarray(each) for each in pictures[start : start + batch]]
-        pixel_values = to_pixel_values(images, images[0].height).to(autoencoder.device, autoencoder.dtype)
-        parts.append(to_array(to_pil(autoencoder.decode(autoencoder.encode(pixel_values), grid=grid))))
+        parts.append(to_array(reconstruct(pipeline, to_pixel_values(images, images[0].height))))
     return np.concatenate(parts)
 
 

@@ -22,14 +22,13 @@ import json
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 from tqdm import tqdm
 
-from encoder.images import picture_grid, to_pil, to_pixel_values
+from encoder.images import picture_grid, to_pixel_values
 from generator.distribution import balanced_labels, compare, decoded, draw_many, real_pictures
 from generator.draw import add_drawing_options, drawing_options
-from generator.edit import picture_size
+from generator.edit import picture_size, reconstruct
 from generator.features import Features, load_features
 from generator.flow import picture_generators
 from generator.nearest import NearestCaption
@@ -49,11 +48,8 @@ CHECKER = ShapesChecker()
 
 def reconstructed(pipeline: OpenVision3Pipeline, scenes: list[Scene]) -> list[Image.Image]:
     """Real pictures through tokens and back: the ceiling of drawing."""
-    autoencoder = pipeline.autoencoder
     size, _ = picture_size(pipeline)
-    pixel_values = to_pixel_values([render(scene, size) for scene in scenes], size).to(autoencoder.device)
-    with torch.no_grad():
-        return to_pil(autoencoder.decode(autoencoder.encode(pixel_values), grid=pipeline.transformer.grid))
+    return reconstruct(pipeline, to_pixel_values([render(scene, size) for scene in scenes], size))
 
 
 def judge(picture: Image.Image, prompt: str) -> dict[str, bool]:
