@@ -140,10 +140,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--model", required=True, help="folder of an OpenVision3Pipeline")
     parser.add_argument("--count", type=int, default=500, help="drawings per category, and of all together")
-    parser.add_argument("--split", nargs="+", choices=SPLITS, default=["test_iid"], help="one or several splits")
-    parser.add_argument(
-        "--categories", nargs="*", choices=CATEGORIES, default=list(CATEGORIES), help="which prompts; may be none"
-    )
+    parser.add_argument("--split", nargs="+", choices=SPLITS, default=["test_iid"], help="one or several, of prompts")
+    parser.add_argument("--categories", nargs="*", choices=CATEGORIES, default=list(CATEGORIES),
+                        help="which prompts; may be none, and a generator of classes has none")  # fmt: skip
     parser.add_argument("--out", required=True, type=Path, help="report to write, .json; grids lie beside it")
     add_drawing_options(parser, guidance=3.0, steps=25)
     parser.add_argument("--batch", type=int, default=50, help="drawings at a time")
@@ -157,6 +156,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
         raise ValueError("--count and --batch must be at least 1.")
     if arguments.features and not arguments.real:
         raise ValueError("--features needs --real, the pictures to compare the drawings with.")
+    if arguments.real and not (arguments.features or arguments.npz):
+        raise ValueError("--real needs --features, in which to compare the drawings, or --npz, where to write them.")
     return arguments
 
 
@@ -170,6 +171,15 @@ def main(argv: list[str]) -> None:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     report: dict = {"model": arguments.model, "seed": seed, "settings": options, "splits": {}}
     categories = arguments.categories if pipeline.transformer.config.num_classes is None else []
+    if not categories and not arguments.real and not arguments.npz:
+        raise ValueError("There is nothing to measure without prompts: give --real with --features, or --npz.")
+    if arguments.real or arguments.npz:  # before the prompts, which take longer: it may refuse the shards
+        together, drawn = evaluate_together(pipeline, arguments.real, features, count, batch, seed, **options)
+        report["together"] = {**together, "count": count, "rounded": "uint8"}
+        print(f"together: {together}", flush=True)
+        if arguments.npz:
+            arguments.npz.parent.mkdir(parents=True, exist_ok=True)
+            np.savez(arguments.npz, arr_0=drawn)
     for split in arguments.split if categories else []:
         report["splits"][split] = {}
         for category in categories:
@@ -181,13 +191,6 @@ def main(argv: list[str]) -> None:
         found = diversity(pipeline, split, min(count, DIVERSITY_PROMPTS), seed, **options)
         report["splits"][split]["diversity"] = found
         print(f"{split} diversity: {found}", flush=True)
-    if arguments.real or arguments.npz:
-        together, drawn = evaluate_together(pipeline, arguments.real, features, count, batch, seed, **options)
-        report["together"] = {**together, "count": count, "rounded": "uint8"}
-        print(f"together: {together}", flush=True)
-        if arguments.npz:
-            arguments.npz.parent.mkdir(parents=True, exist_ok=True)
-            np.savez(arguments.npz, arr_0=drawn)
     arguments.out.write_text(json.dumps(report, indent=1))
     print(arguments.out)
 

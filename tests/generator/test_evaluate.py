@@ -137,10 +137,16 @@ def test_refusals(pipeline, shards, tmp_path, monkeypatch):
     out = ["--out", str(tmp_path / "r.json"), "--categories"]
     with pytest.raises(ValueError, match="--features needs --real"):
         parse([*ARGUMENTS, *out, "--features", "x"])
+    with pytest.raises(ValueError, match="--real needs --features, .* or --npz"):
+        parse([*ARGUMENTS, *out, "--real", shards])
+    with pytest.raises(ValueError, match="nothing to measure without prompts"):
+        main([*ARGUMENTS, *out])
+    monkeypatch.setattr("generator.evaluate.evaluate_category", lambda *given, **options: pytest.fail("not refused"))
+    npz = ["--npz", str(tmp_path / "a.npz"), *out[:2]]  # with every category
     with pytest.raises(ValueError, match="name the shards of its captions with --real"):
-        main([*ARGUMENTS, *out, "--npz", str(tmp_path / "a.npz")])
+        main([*ARGUMENTS, *npz])
     with pytest.raises(ValueError, match="holds 12 pictures and 13 are asked for: lower --count"):
-        main([*ARGUMENTS, *out, "--real", shards, "--count", "13"])
+        main([*ARGUMENTS, *npz, "--real", shards, "--count", "13"])
     with pytest.raises(ValueError, match="python -m generator.features"):
         load_features(tmp_path / "none.safetensors")
     if importlib.util.find_spec("torch_fidelity") is None:
