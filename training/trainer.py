@@ -40,7 +40,8 @@ class Trainer(transformers.Trainer):
     """Trains an objective: an `nn.Module` whose `forward(**batch)` returns `loss` and `losses` (raw terms by name).
 
     A batch may hold `keys` (list of str), the names of its samples; they are not passed to the objective but are named
-    when a loss is not finite. Checkpoints hold the trainable parameters and the averaged weights, nothing frozen.
+    when it raises a ValueError and when a loss is not finite. Checkpoints hold the trainable parameters and the
+    averaged weights, nothing frozen.
     """
 
     def __init__(
@@ -101,7 +102,10 @@ class Trainer(transformers.Trainer):
         self._keys = inputs.pop("keys", [])
         if "progress" in inputs:
             self.train_dataset.advance(inputs.pop("progress"))
-        outputs = model(**inputs)
+        try:
+            outputs = model(**inputs)
+        except ValueError as error:
+            raise ValueError(f"{error} (samples {', '.join(map(str, self._keys)) or 'unnamed'})") from error
         terms = {"total": outputs["loss"].detach(), **outputs["losses"]}
         if not torch.stack([value.float() for value in terms.values()]).isfinite().all():  # one wait for the device
             bad = [name for name, value in terms.items() if not torch.isfinite(value)]

@@ -1,6 +1,7 @@
 """What the loop refuses, and in which order it sets a training up."""
 
 import pytest
+import torch
 from torch import nn
 from transformers import TrainingArguments
 
@@ -52,6 +53,30 @@ def test_averaged_weights_under_fsdp_are_refused(tmp_path, monkeypatch, launcher
 def test_a_dry_run_refuses_an_unknown_optimizer(tmp_path):
     with pytest.raises(ValueError, match="optimizer is 'sgd'; choose one of adamw, muon"):
         _run(Objective(), Recipe(output_dir=str(tmp_path), optimizer="sgd", dry_run=True))
+
+
+class Refusing(nn.Module):
+    """Takes no batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+    def forward(self, x):
+        raise ValueError(f"There are {len(x)} rows.")
+
+
+def test_what_an_objective_refuses_is_told_with_the_samples(tmp_path):
+    recipe = Recipe(
+        output_dir=str(tmp_path),
+        trainer={"use_cpu": True, "max_steps": 1, "per_device_train_batch_size": 2, "disable_tqdm": True},
+    )
+
+    def collate(keys):
+        return {"x": torch.zeros(len(keys), 2), "keys": keys}
+
+    with pytest.raises(ValueError, match=r"There are 2 rows\. \(samples (a, b|b, a)\)$"):
+        run_training(Refusing(), ["a", "b"], recipe, collate=collate, export=print)
 
 
 def test_several_gpus_for_one_process_are_refused(tmp_path, monkeypatch):
