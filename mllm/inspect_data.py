@@ -105,12 +105,15 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     if not (args.model / "config.json").is_file():
         raise ValueError(f"There is no multimodal LLM at {args.model}; make one with python -m mllm.assemble.")
+    config = AutoConfig.from_pretrained(args.model)
+    if config.model_type != "llava":  # the pictures of AnyRes have unlike numbers of tokens
+        raise ValueError(f"{args.model} holds a {config.model_type}; give a folder assembled without --anyres.")
     tokenizer = AutoProcessor.from_pretrained(args.model).tokenizer
     dataset = Conversations(
         load_rows(args.data),
         tokenizer,
         template=args.template,
-        num_image_tokens=AutoConfig.from_pretrained(args.model).image_seq_length,
+        num_image_tokens=config.image_seq_length,
         max_length=args.max_length,
         root=args.images,
         to_pixels=_no_pixels,

@@ -1,4 +1,5 @@
-"""AnyRes by the library's LlavaNext classes: assembled, saved and read again, asked; mllm.train refuses it."""
+"""AnyRes by the library's LlavaNext classes: assembled, saved and read again, asked; mllm.train and mllm.inspect_data
+refuse it."""
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from transformers import (
 
 from mllm import ChatModel
 from mllm.assemble import main as assemble
+from mllm.inspect_data import main as inspect_data
 from mllm.train import main as train
 
 QUESTION = [{"role": "user", "content": "what color is the circle?"}]
@@ -75,8 +77,10 @@ def test_every_part_is_saved_and_read_again(folder, views):
     assert torch.equal(*logits) and not torch.allclose(logits[0], blank)
 
 
-def test_training_refuses_it(folder, tmp_path):
+def test_training_and_its_inspection_refuse_it(folder, tmp_path):
     (tmp_path / "recipe.yaml").write_text("{}")
     paths = [f"init_from={folder}", f"output_dir={tmp_path / 'out'}", "data=rows.json", "images=."]
     with pytest.raises(ValueError, match="a llava_next; give a folder assembled without --anyres"):
         train([str(tmp_path / "recipe.yaml"), *paths])
+    with pytest.raises(ValueError, match="holds a llava_next; give a folder assembled without --anyres"):
+        inspect_data([str(tmp_path / "rows.json"), f"--images={tmp_path}", f"--model={folder}"])
