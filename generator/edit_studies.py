@@ -71,7 +71,8 @@ def _gap_closed(random: np.ndarray, picked: np.ndarray, oracle: np.ndarray) -> d
 
 def rerank_figures(rows: Sequence[dict]) -> dict:
     """Shares for the best of n = 1, 2, 4, ... candidates; random: the mean over them, what a blind pick gives on
-    average; oracle: any of them right. All whole groups of n among a prompt's candidates count."""
+    average; oracle: any of them right. All whole groups of n among a prompt's candidates count. The time of ranking is
+    that of two scores, contrast and caption."""
     candidates, figures, n = len(rows[0]["right"]), {}, 1
     while n <= candidates:
         groups = [slice(start, start + n) for start in range(0, candidates - n + 1, n)]

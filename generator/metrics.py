@@ -24,7 +24,8 @@ def _kernel(a: Tensor, b: Tensor) -> Tensor:
 def kernel_distance(drawn: Tensor, real: Tensor, seed: int = 0) -> dict[str, float]:
     """KID (Binkowski et al. 2018): the unbiased squared MMD under the kernel (x y / d + 1)^3, features [n, d].
 
-    Sets of at most SUBSET_SIZE are compared whole; of larger ones so many are drawn SUBSETS times.
+    Two sets of one size, at most SUBSET_SIZE, are compared whole; of others so many rows, or as many as the smaller
+    has, are drawn SUBSETS times.
 
     Returns:
         mean and std over the subsets (std 0 for whole sets). The mean may be below 0: it is unbiased.

@@ -14,14 +14,14 @@ class NearestCaption:
         self.pixels = cache.pixels
         captions = list(cache.captions)
         self.owner = [index for index, texts in enumerate(captions) for _ in texts]
-        self.columns: dict[str, list[int]] = {}
+        rows: dict[str, list[int]] = {}
         lengths = []
         for row, text in enumerate(text for texts in captions for text in texts):
             pieces = self._pieces(text)
             lengths.append(len(pieces))
             for piece in pieces:
-                self.columns.setdefault(piece, []).append(row)
-        self.rows = {piece: np.array(rows) for piece, rows in self.columns.items()}
+                rows.setdefault(piece, []).append(row)
+        self.rows = {piece: np.array(numbers) for piece, numbers in rows.items()}
         self.lengths = np.array(lengths)
 
     @staticmethod
@@ -30,6 +30,7 @@ class NearestCaption:
         return {*words, *(" ".join(pair) for pair in zip(words[:-1], words[1:], strict=True))}
 
     def picture(self, prompt: str) -> Image.Image:
+        """The training picture of the nearest caption by Jaccard index, the first among equals."""
         pieces = self._pieces(prompt)
         common = np.zeros(len(self.lengths))
         for piece in pieces:

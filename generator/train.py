@@ -48,9 +48,10 @@ class GeneratorRecipe(Recipe):
     num_classes: int | None = field(
         default=None, metadata={"help": "draw this many classes, the labels in the cache, instead of text"}
     )
-    size: str = field(default="tiny", metadata={"help": f"transformer size: {', '.join(PRESETS)}"})
+    size: str = field(default="tiny", metadata={"help": f"of a new transformer: {', '.join(PRESETS)}"})
     transformer: dict[str, Any] = field(
-        default_factory=dict, metadata={"help": "arguments of DiTDHTransformer2DModel that differ from the size's"}
+        default_factory=dict,
+        metadata={"help": "of a new one, arguments of DiTDHTransformer2DModel that differ from the size's"},
     )
     shift: float | None = field(
         default=None, metadata={"help": "time shift; none: max(1, sqrt(numbers in a picture's tokens / 4096))"}
