@@ -35,6 +35,17 @@ class EpochCallback(TrainerCallback):
             told += [inner for name in ("batch_sampler", "sampler") if (inner := getattr(part, name, None)) is not None]
 
 
+class SeedCallback(TrainerCallback):
+    """Gives every process random numbers of its own: transformers seeds all alike, and their noise would be the same.
+
+    The first keeps the run's seed. A resumed training reads each process's own state afterwards.
+    """
+
+    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        if args.process_index:
+            torch.manual_seed(args.seed + args.process_index)
+
+
 class EMACallback(TrainerCallback):
     """Updates the averaged weights after every step."""
 
@@ -60,13 +71,12 @@ class PicturesCallback(TrainerCallback):
             plot_losses(state.log_history, folder / "loss.png")
             if self.sample is not None:
                 (folder / "samples").mkdir(exist_ok=True)
-                random = torch.random.get_rng_state()
                 model.eval()
-                if self.ema is None:
-                    picture = self.sample()
-                else:
-                    with self.ema.applied():
+                with torch.random.fork_rng([args.device] if args.device.type == "cuda" else []):
+                    if self.ema is None:
                         picture = self.sample()
+                    else:
+                        with self.ema.applied():
+                            picture = self.sample()
                 model.train()
-                torch.random.set_rng_state(random)
                 picture.save(folder / "samples" / f"step-{state.global_step:06d}.png")

@@ -17,7 +17,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer import TRAINER_STATE_NAME
 
 from training.arguments import muon_learning_rate, training_arguments, uses_deepspeed, uses_fsdp
-from training.callbacks import EMACallback, EpochCallback, PicturesCallback
+from training.callbacks import EMACallback, EpochCallback, PicturesCallback, SeedCallback
 from training.checkpoints import check_same_run, discard_incomplete, last_checkpoint, mark_complete, write_run
 from training.dry_run import dry_run
 from training.ema import EMA
@@ -280,7 +280,7 @@ def run_training(
         start()
     objective.to(arguments.device)  # before EMA, whose averages lie where the parameters are when it is made
     ema = EMA(objective, recipe.ema_half_life) if recipe.ema_half_life else None
-    callbacks: list[TrainerCallback] = [EpochCallback(dataset)]
+    callbacks: list[TrainerCallback] = [EpochCallback(dataset), SeedCallback()]
     if ema is not None:
         callbacks.append(EMACallback(ema))
     sample = None if sample_pictures is None else torch.no_grad()(sample_pictures)

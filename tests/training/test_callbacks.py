@@ -3,10 +3,13 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 from accelerate.data_loader import BatchSamplerShard, SkipBatchSampler
+from PIL import Image
+from torch import nn
 from torch.utils.data import BatchSampler, SequentialSampler
 
-from training.callbacks import EpochCallback
+from training.callbacks import EpochCallback, PicturesCallback, SeedCallback
 
 
 class Remembers(SequentialSampler):
@@ -35,3 +38,28 @@ def test_a_stream_has_no_sampler():
     loader = SimpleNamespace(batch_sampler=None)
     EpochCallback(dataset).on_epoch_begin(None, SimpleNamespace(epoch=3.5), None, train_dataloader=loader)
     assert dataset.epoch == 3
+
+
+def test_every_process_draws_numbers_of_its_own_and_the_first_the_runs():
+    drawn = []
+    for process in (0, 1, 2):
+        torch.manual_seed(7)
+        SeedCallback().on_train_begin(SimpleNamespace(process_index=process, seed=7), None, None)
+        drawn.append(torch.rand(3).tolist())
+    torch.manual_seed(7)
+    assert drawn[0] == torch.rand(3).tolist() and drawn[0] != drawn[1] != drawn[2] != drawn[0]
+
+
+def test_sample_pictures_take_no_random_number_from_the_training(tmp_path):
+    def sample():
+        return Image.new("L", (2, 2), int(255 * torch.rand(())))
+
+    arguments = SimpleNamespace(output_dir=str(tmp_path), device=torch.device("cpu"))
+    state = SimpleNamespace(global_step=3, max_steps=9, is_world_process_zero=True, log_history=[])
+    model = nn.Linear(1, 1).train()
+    torch.manual_seed(7)
+    expected = torch.rand(2)
+    torch.manual_seed(7)
+    PicturesCallback(None, sample, 3).on_step_end(arguments, state, None, model=model)
+    assert (tmp_path / "samples" / "step-000003.png").is_file() and model.training
+    assert torch.equal(torch.rand(2), expected)
