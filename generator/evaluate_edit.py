@@ -15,7 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from generator.draw import add_drawing_options, drawing_options
-from generator.edit_studies import INPAINT, INTERPOLATE, RERANK
+from generator.edit_studies import INPAINT, INTERPOLATE, MOST_CANDIDATES, RERANK
 from generator.pipeline import load_pipeline
 from training.cli import run_cli
 from training.shapes.write import SPLITS
@@ -37,7 +37,7 @@ def read_rows(path: Path, settings: dict) -> list[dict]:
     path.write_text(whole + "\n")
     first, *rows = map(json.loads, whole.splitlines())
     if first != settings:
-        changed = ", ".join(name for name in settings if first.get(name) != settings[name])
+        changed = ", ".join(name for name in {**settings, **first} if first.get(name) != settings.get(name))
         raise ValueError(f"{path} holds cases measured with another {changed}: name another --out, or delete it.")
     return rows
 
@@ -55,7 +55,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
         command.add_argument("--split", choices=SPLITS, default="test_iid", help="default %(default)s")
         command.add_argument("--out", required=True, type=Path, help="report to write, .json")
         if name == "rerank":
-            command.add_argument("--candidates", type=int, default=8, help="drawings per prompt (default %(default)s)")
+            command.add_argument("--candidates", type=int, default=8,
+                                 help=f"drawings per prompt, at most {MOST_CANDIDATES} (default 8)")  # fmt: skip
         add_drawing_options(command, guidance=5.0, steps=25)
     return parser.parse_args(argv)
 
@@ -68,8 +69,10 @@ def main(argv: list[str]) -> None:
     case = {"split": arguments.split, "seed": arguments.seed}
     if arguments.command == "rerank":
         case["candidates"] = arguments.candidates
+        if not 1 <= arguments.candidates <= MOST_CANDIDATES:
+            raise ValueError(f"--candidates is {arguments.candidates}: it must be from 1 to {MOST_CANDIDATES}.")
     options = drawing_options(arguments)
-    settings = json.loads(json.dumps({"model": arguments.model, **case, **options}))
+    settings = json.loads(json.dumps({"study": arguments.command, "model": arguments.model, **case, **options}))
     done = arguments.out.with_suffix(".rows.jsonl")
     rows = read_rows(done, settings)
     pipeline = load_pipeline(arguments.model)

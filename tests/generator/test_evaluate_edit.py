@@ -57,7 +57,16 @@ def test_a_stopped_study_goes_on_to_the_same_report(command, pipeline, tmp_path,
     assert len(rows.read_text().splitlines()) == 4
     with pytest.raises(ValueError, match="another seed: name another --out"):
         main([command, "--count", "3", "--out", str(tmp_path / "parts.json"), *options, "--seed", "1"])
+    other = "inpaint" if command == "interpolate" else "interpolate"
+    with pytest.raises(ValueError, match="measured with another study"):
+        main([other, "--count", "3", "--out", str(tmp_path / "parts.json"), "--model", "m", *FAST])
     assert json.loads((tmp_path / "parts.json").read_text())["count"] == 3
+
+
+@pytest.mark.parametrize("candidates", ["0", "1001"])
+def test_candidates_that_have_no_noise_of_their_own_are_refused(candidates, tmp_path):
+    with pytest.raises(ValueError, match="must be from 1 to 1000"):
+        main(["rerank", "--model", "m", "--count", "1", "--candidates", candidates, "--out", str(tmp_path / "r.json")])
 
 
 def test_inpainting_asks_for_what_the_picture_can_become():
