@@ -19,12 +19,12 @@ pipeline = DiffusionPipeline.from_pretrained("path/of/this/folder")
 pipeline({example}).images[0].save("drawing.png")
 ```
 
-`{folder}` holds the frozen encoder with its decoder{tower} and its VAE.
+`autoencoder` holds the frozen encoder with its decoder{tower} and its VAE.
 
 ## Licence
 
-Code and weights of the transformer: Apache-2.0. The VAE inside `{folder}` keeps the licence it came with: one trained
-by `encoder.train_vae` is its trainer's; FLUX.1-dev's, which the released OpenVision 3 encoders expect, is
+Code and weights of the transformer: Apache-2.0. The VAE inside `autoencoder` keeps the licence it came with: one
+trained by `encoder.train_vae` is its trainer's; FLUX.1-dev's, which the released OpenVision 3 encoders expect, is
 non-commercial, and this folder with it. Text encoders of others keep their own licences too.
 """
 
@@ -35,9 +35,9 @@ def write_card(pipeline: DiffusionPipeline, folder: str | Path) -> None:
     rows, columns = transformer.grid
     classes = transformer.config.num_classes
     text = CARD.format(
-        what="text" if classes is None else f"{classes} classes",
+        what="what a sentence says" if classes is None else f"{classes} classes",
         height=rows * autoencoder.patch_size, width=columns * autoencoder.patch_size, rows=rows, columns=columns,
-        channels=transformer.config.in_channels, shift=pipeline.scheduler.config.shift, folder="autoencoder",
+        channels=transformer.config.in_channels, shift=pipeline.scheduler.config.shift,
         millions=sum(value.numel() for value in transformer.parameters()) / 1e6,
         example='"a large red circle"' if classes is None else "class_labels=[0]",
         tower="" if autoencoder.text_encoder is None else ", its text towers",

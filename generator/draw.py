@@ -2,12 +2,12 @@
 
     python -m generator.draw --model runs/generator --prompt "a red circle left of a blue square" --out drawing.png
 
-Several --prompt (or one with --count) become a grid. The same seed gives the same picture, whatever else is drawn.
+Several --prompt (or one with --count) become a grid. Picture i of a call has the noise (seed, i), whatever is drawn
+beside it.
 """
 
 import argparse
 import math
-import sys
 from pathlib import Path
 
 from PIL import Image
@@ -16,6 +16,7 @@ from encoder.images import picture_grid
 from generator.flow import METHODS, picture_generators
 from generator.pipeline import load_pipeline
 from generator.rerank import SCORES, best_of
+from training.cli import run_cli
 
 
 def add_drawing_options(parser: argparse.ArgumentParser, guidance: float, steps: int = 50) -> None:
@@ -75,9 +76,7 @@ def draw(argv: list[str]) -> None:
         raise ValueError("--count and --best-of must be at least 1.")
     pipeline = load_pipeline(arguments.model)
     what = arguments.prompt if arguments.prompt is not None else arguments.class_label
-    options = drawing_options(arguments)
-    if arguments.prompt is not None:
-        options["negative_prompt"] = arguments.negative_prompt
+    options = {**drawing_options(arguments), "negative_prompt": arguments.negative_prompt}
     wanted = [item for item in what for _ in range(arguments.count)]
     if arguments.best_of > 1:
         if arguments.prompt is None:
@@ -94,12 +93,5 @@ def draw(argv: list[str]) -> None:
     save_pictures(images, arguments.out)
 
 
-def main() -> None:
-    try:
-        draw(sys.argv[1:])
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
-
-
 if __name__ == "__main__":
-    main()
+    run_cli(draw)

@@ -156,10 +156,11 @@ class OpenVision3Pipeline(DiffusionPipeline):
 
     def encode_prompt(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Text states [batch, text, width] and their mask [batch, text]."""
-        if self.text_encoder is None or self.tokenizer is None:
-            raise ValueError(
-                "This pipeline has no text encoder: it draws classes, give class_labels instead of a prompt."
-            )
+        if self.transformer.config.num_classes is not None:
+            raise ValueError("This pipeline draws classes and has no text encoder: give class_labels, not a prompt.")
+        for name in ("text_encoder", "tokenizer"):
+            if getattr(self, name) is None:
+                raise ValueError(f"This pipeline has no {name} to read a prompt: make it with {name}=...")
         states, mask = encode_texts(self.text_encoder, self.tokenizer, texts)
         return states.to(self._execution_device), mask.to(self._execution_device)
 

@@ -58,6 +58,8 @@ def test_the_model_card_says_how_to_load_it_and_whose_licence_holds(pipeline, ma
     assert drawing.is_file()
     classes = OpenVision3Pipeline(make_transformer(num_classes=5), pipeline.autoencoder, make_scheduler(1.0))
     classes.save_pretrained(tmp_path / "classes")
+    with pytest.raises(ValueError, match="A negative prompt needs a pipeline that draws from text"):
+        draw(["--model", f"{tmp_path}/classes", "--class-label", "1", "--negative-prompt", "dark", "--out", "no.png"])
     assert "Draws 5 classes" in ModelCard.load(tmp_path / "classes" / "README.md").text
 
 
@@ -220,6 +222,13 @@ def test_classes(pipeline, make_transformer):
         classes(class_labels=[5])
     with pytest.raises(ValueError, match="no text encoder"):
         classes("a red circle")
+
+
+def test_a_pipeline_without_its_tokenizer_says_so(pipeline):
+    mute = OpenVision3Pipeline(pipeline.transformer, pipeline.autoencoder, pipeline.scheduler)
+    assert mute.text_encoder is pipeline.autoencoder.text_encoder
+    with pytest.raises(ValueError, match="has no tokenizer to read a prompt: make it with tokenizer="):
+        mute(PROMPTS[0], 1)
 
 
 def test_the_command_draws(pipeline, tmp_path, capsys):
