@@ -79,7 +79,7 @@ def encode_conversation(
             raise ConversationError(f"Row {name}: {error}", error.kind) from error
         if max_length is None or len(ids) <= max_length:
             break
-        if len(turns) <= 2:
+        if len(turns) <= 2 + (turns[0][0] == "system"):
             raise ConversationError(
                 f"Row {name} has {len(ids)} tokens with its first exchange alone and max_length is "
                 f"{max_length}; raise max_length or shorten the row.",

@@ -166,6 +166,10 @@ def test_long_rows_lose_whole_exchanges_never_part_of_a_picture(chat):
     assert encode_conversation(row, chat, "chat", 6, max_length=len(whole["input_ids"])) == whole
     with pytest.raises(ConversationError, match="r1.*max_length"):
         encode_conversation(row, chat, "chat", 6, max_length=8)
+    row["conversations"].insert(0, {"from": "system", "value": "be brief"})  # its turn never stays alone
+    for template in ("chat", "vicuna_v1", "plain"):
+        with pytest.raises(ConversationError, match="r1.*with its first exchange alone and max_length is 2"):
+            encode_conversation(row, chat, template, 6, max_length=2)
 
 
 def test_the_prompt_of_chat_is_the_beginning_of_the_training_row(chat):
