@@ -5,6 +5,7 @@ import logging
 import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 # Why a row cannot be trained on; each has a `kind`.
 UNUSABLE = (ConversationError, ImageError)
 ON_ERROR = ("stop", "skip")
+FORMAT = '{"image": "a.png", "conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "!"}]}'
 
 
 class RowsError(ValueError):
@@ -34,27 +36,35 @@ def load_rows(path: str | Path) -> list[dict]:
     """Rows of a LLaVA .json (a list) or .jsonl file.
 
     Raises:
-        RowsError: missing file, wrong JSON, a row without conversations, or one whose image is no path.
+        RowsError: missing file, wrong JSON, no rows, a row without conversations, or one whose image is no path.
     """
     path = Path(path)
     if not path.is_file():
         raise RowsError(f"There is no data file at {path}.")
     try:
         text = path.read_text(encoding="utf-8")
-        rows = (
-            [json.loads(line) for line in text.splitlines() if line.strip()]
-            if path.suffix == ".jsonl"
-            else json.loads(text)
-        )
-    except json.JSONDecodeError as error:
-        raise RowsError(f"{path} is not valid JSON at line {error.lineno}: {error.msg}.") from error
+    except UnicodeDecodeError as error:
+        raise RowsError(f"{path} is not a text in UTF-8 ({error}); save it as such.") from error
+    if path.suffix == ".jsonl":  # splitlines() would also cut at signs that JSON allows inside a text
+        rows = [_parse(line, path, number) for number, line in enumerate(text.split("\n")) if line.strip()]
+    else:
+        rows = _parse(text, path)
+    if not isinstance(rows, list) or not rows:
+        raise RowsError(f"{path} holds no list of rows like {FORMAT}.")
     for number, row in enumerate(rows):
         if not isinstance(row, dict) or not row.get("conversations"):
-            raise RowsError(f"{path}: row {number} has no 'conversations'; see the LLaVA format in the README.")
+            raise RowsError(f"{path}: row {number} has no 'conversations'; write it like {FORMAT}.")
         image = row.get("image") or []
         if not isinstance(image, str) and not (isinstance(image, list) and all(isinstance(one, str) for one in image)):
             raise RowsError(f"{path}: the 'image' of row {number} is {image!r}; give a path or a list of paths.")
     return rows
+
+
+def _parse(text: str, path: Path, lines_before: int = 0) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise RowsError(f"{path} is not valid JSON at line {lines_before + error.lineno}: {error.msg}.") from error
 
 
 def without_pictures(rows: list[dict]) -> list[dict]:
