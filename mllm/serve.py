@@ -165,15 +165,17 @@ class BodyCap:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         answer = self.app
         if scope["type"] == "http" and scope["method"] == "POST":
-            length = Headers(scope=scope).get("content-length", "")
-            if not length.isdigit() or int(length) > MAX_BODY:
+            headers = Headers(scope=scope)
+            length = headers.get("content-length", "")
+            # With both headers the server would read chunks without end.
+            if "transfer-encoding" in headers or not length.isdigit() or int(length) > MAX_BODY:
                 answer = refusal(f"A request needs a Content-Length of at most {MAX_BODY:,} bytes.", 413)
         await answer(scope, receive, send)
 
 
 def build_server(model: ChatModel, name: str) -> FastAPI:
     """The application that answers as the model `name`."""
-    app, turn = FastAPI(title="OpenVision 3"), Lock()
+    app, preparing, turn = FastAPI(title="OpenVision 3"), Lock(), Lock()
     app.add_middleware(BodyCap)
 
     @app.exception_handler(RequestValidationError)
@@ -193,9 +195,13 @@ def build_server(model: ChatModel, name: str) -> FastAPI:
                    "temperature": request.temperature, "top_p": request.top_p, "seed": request.seed}  # fmt: skip
         options = {key: value for key, value in options.items() if value is not None}
         head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": name}
+
+        def prepare() -> Generator[str, None, str]:
+            return model.stream(*read_messages(request.messages), **options)
+
         try:
-            messages, pictures = await run_in_threadpool(read_messages, request.messages)
-            pieces = model.stream(messages, pictures, **options)
+            async with preparing:  # pictures fill memory until they have the encoder's size
+                pieces = await run_in_threadpool(prepare)
             if request.stream:
                 return StreamingResponse(events(pieces, head), media_type="text/event-stream")
             async with turn:

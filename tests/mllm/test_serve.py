@@ -1,6 +1,7 @@
 """The server as OpenAI's own client sees it."""
 
 import base64
+import http.client
 import io
 import threading
 
@@ -109,3 +110,14 @@ def test_what_the_server_does_not_do_is_refused_by_name(client):
         client.chat.completions.create(model="other", messages=[{"role": "user", "content": "what?"}])
     with pytest.raises(openai.APIStatusError, match="Content-Length"):
         ask(client, "a" * MAX_BODY)
+
+
+def test_a_body_whose_length_is_not_told_is_not_read(client):
+    connection = http.client.HTTPConnection(client.base_url.host, client.base_url.port, timeout=30)
+    for headers in ({}, {"Content-Length": "4"}):  # chunks go before a length
+        connection.request(
+            "POST", "/v1/chat/completions", [b"body"], {"Transfer-Encoding": "chunked", **headers}, encode_chunked=True
+        )
+        answer = connection.getresponse()
+        assert answer.status == 413 and b"needs a Content-Length" in answer.read()
+        connection.close()
