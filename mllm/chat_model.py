@@ -95,6 +95,7 @@ class ChatModel:
         self.end_ids = sorted((ends | {end_of_answer(self.tokenizer, self.template)}) - {None})
         pad = self.tokenizer.pad_token_id
         self.pad_id: int = self.tokenizer.eos_token_id if pad is None else pad
+        self.context: int = model.config.get_text_config().max_position_embeddings  # of prompt and answer together
 
     @classmethod
     def from_pretrained(
@@ -133,11 +134,11 @@ class ChatModel:
         """The whole answer.
 
         Args:
-            max_new_tokens: the answer is cut there; None: the model's `max_new_tokens`.
+            max_new_tokens: the answer is cut there, or where the LLM's context ends; None: the model's own.
             temperature, top_p, seed: see `mllm.sampling.token_choice`; None: as the LLM's own generation config says.
 
         Raises:
-            ValueError: there is no question, or an option is out of its range.
+            ValueError: there is no question, an option is out of its range, or the LLM's context is too short.
         """
         settings = self._settings(max_new_tokens, temperature, top_p, seed)
         return self._answers([(messages, images)], settings)[0]
@@ -170,13 +171,8 @@ class ChatModel:
 
         def work() -> None:
             try:
-                with torch.inference_mode():
-                    self.model.generate(
-                        **inputs,
-                        **settings,
-                        streamer=streamer,
-                        stopping_criteria=StoppingCriteriaList([_Stopped(stop)]),
-                    )
+                criteria = StoppingCriteriaList([_Stopped(stop)])
+                self._generate(inputs, {**settings, "streamer": streamer, "stopping_criteria": criteria})
             except BaseException as error:  # whatever it is, a caller who waits for the next piece must hear of it
                 failed.append(error)
                 streamer.end()
@@ -223,9 +219,13 @@ class ChatModel:
 
     def _answers(self, requests: Sequence[tuple[Sequence[Message], Sequence[Picture]]], settings: dict) -> list[str]:
         inputs = self._inputs(requests)
-        with torch.inference_mode():
-            ids = self.model.generate(**inputs, **settings)
+        ids = self._generate(inputs, settings)
         return [self._text(row) for row in ids[:, inputs["input_ids"].shape[1] :]]
+
+    @torch.inference_mode()
+    def _generate(self, inputs: dict, settings: dict) -> Tensor:
+        room = self.context - inputs["input_ids"].shape[1]
+        return self.model.generate(**inputs, **{**settings, "max_new_tokens": min(settings["max_new_tokens"], room)})
 
     def _text(self, ids: Tensor | list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
@@ -253,6 +253,11 @@ class ChatModel:
             encoded = encode_conversation(row, self.tokenizer, self.template, tokens, add_generation_prompt=True)
             rows.append(encoded["input_ids"])
         longest = max(map(len, rows))
+        if longest >= self.context:
+            raise ValueError(
+                f"The conversation has {longest} tokens with its pictures and the LLM's context is {self.context}; "
+                "shorten it, or begin a new one."
+            )
         input_ids = torch.full((len(rows), longest), self.pad_id)
         attention_mask = torch.zeros_like(input_ids)
         for index, row in enumerate(rows):

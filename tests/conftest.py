@@ -40,7 +40,7 @@ def family(tmp_path_factory):
     )
     model = OpenVision3ForPreTraining(config)
     OpenVision3Autoencoder.from_pretraining(model, tiny_vae()).save_pretrained(root / "autoencoder")
-    llama = LlamaForCausalLM(LlamaConfig(vocab_size=vocab_size, pad_token_id=0, max_position_embeddings=128, **small))
+    llama = LlamaForCausalLM(LlamaConfig(vocab_size=vocab_size, pad_token_id=0, max_position_embeddings=512, **small))
     llama.save_pretrained(root / "llm")
     load_tokenizer(root / "tokenizer").save_pretrained(root / "llm")
     assemble(root / "autoencoder", root / "llm", root / "mllm")

@@ -80,6 +80,20 @@ def test_an_answer_is_cut_at_max_new_tokens(model, pictures):
         model.chat(QUESTION, max_new_tokens=0)
 
 
+def test_prompt_and_answer_stay_within_the_llms_context(model, pictures, monkeypatch):
+    ids = []
+    length = model._inputs([(QUESTION, pictures[:1])])["input_ids"].shape[1]
+    monkeypatch.setattr(model, "context", length + 1)
+    handle = model.model.lm_head.register_forward_hook(lambda module, inputs, logits: ids.append(1))
+    assert model.chat(QUESTION, pictures[:1]) == "".join(model.stream(QUESTION, pictures[:1]))
+    handle.remove()
+    assert len(ids) == 2
+    monkeypatch.setattr(model, "context", length)
+    for ask in (model.chat, model.stream):
+        with pytest.raises(ValueError, match=f"has {length} tokens .* context is {length}; shorten it"):
+            ask(QUESTION, pictures[:1])
+
+
 def test_left_padded_batches_answer_as_one_by_one(model, pictures):
     requests = [
         (QUESTION, pictures[:1]),
