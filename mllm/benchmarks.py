@@ -33,13 +33,13 @@ class Item:
 
 
 def read_pope(files: Sequence[Path]) -> list[Item]:
-    """coco_pope_{random,popular,adversarial}.json: a JSON object a line."""
+    """coco_pope_{random,popular,adversarial}.json: a JSON object a line; each file numbers its questions from 1."""
     items = []
     for path in files:
         for line in path.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
             group = path.stem.removeprefix("coco_pope_")
-            items.append(Item(str(row["question_id"]), row["text"] + SHORT, row["image"], row["label"], group))
+            items.append(Item(f"{group}/{row['question_id']}", row["text"] + SHORT, row["image"], row["label"], group))
     return items
 
 
@@ -183,7 +183,7 @@ def read(name: str, files: Sequence[Path]) -> list[Item]:
         items = READ[name](files)
     except BenchmarkError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise BenchmarkError(
             f"{', '.join(map(str, files))} is not what {name} publishes ({type(error).__name__}: {error}); "
             f"expected: {READ[name].__doc__}"

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from encoder.lineage import weights_hash
 from mllm import benchmarks
 from mllm.chat_model import DTYPES, ChatModel, add_device_arguments
-from mllm.conversation import images_of
+from mllm.conversation import ROLES, images_of
 from mllm.data import load_picture, load_rows, without_pictures
 from training.cli import run_cli
 from training.statistics import share
@@ -86,8 +86,15 @@ def majority_answers(rows: list[dict], train: list[dict]) -> list[str]:
 
 
 def own_rows(model: ChatModel, args: argparse.Namespace) -> dict:
-    """The report on LLaVA rows: the model's score, and the baselines that were asked for."""
+    """The report on LLaVA rows: the model's score, and the baselines that were asked for.
+
+    Raises:
+        ValueError: a row has no answer to compare with.
+    """
     rows = [row for path in args.data for row in load_rows(path)][: args.count]
+    for row in rows:
+        if [ROLES.get(turn.get("from")) for turn in row["conversations"][:2]] != ["user", "assistant"]:
+            raise ValueError(f"Row {row.get('id')} does not begin with a question and its answer; leave it out.")
     if args.blind:
         rows = without_pictures(rows)
     report = {"model": score(rows, answer_rows(model, rows, args.images))}
@@ -122,6 +129,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--out", type=Path, default=None, help="write the report as JSON")
     add_device_arguments(parser)
     args = parser.parse_args(argv)
+    if args.benchmark is not None and (args.train is not None or args.shuffle or args.blind):
+        raise ValueError("--train, --shuffle and --blind belong to own rows; leave them out of a --benchmark.")
     model = ChatModel.from_pretrained(args.model, 16, args.device, DTYPES[args.dtype])
     if args.benchmark is not None:
         report = benchmark(model, args)

@@ -58,6 +58,7 @@ def test_pope_is_the_mean_of_its_files(tmp_path):
     ]  # fmt: skip
     items = benchmarks.read("pope", files)
     assert items[0].prompt == "Is there a cat in the image?\nAnswer the question using a single word or phrase."
+    assert len({item.id for item in items}) == 4  # each file begins with question 0
     found = benchmarks.score_pope(items, ["Yes", "No", "no", "no"])
     assert found["groups"]["random"]["f1"] == 1 and found["groups"]["popular"]["f1"] == 0 and found["f1"] == 0.5
 
@@ -120,6 +121,17 @@ def test_the_command_scores_and_says_what_the_score_depends_on(family, tmp_path)
     assert report["questions"] == 1 and 0 <= report["gqa"]["accuracy"] <= 1 and set(report["answers"]) == {"a"}
     assert {"weights", "template", "prompt", "dtype", "versions"} <= set(report["provenance"])
     assert report["provenance"]["template"] == "chat"
+
+
+def test_what_cannot_be_scored_is_refused(family, tmp_path):
+    turns = [{"from": "human", "value": "what?"}]
+    data = write(tmp_path / "rows.json", [{"id": "r", "conversations": turns}])
+    given = [f"--model={family / 'mllm'}", f"--data={data}"]
+    with pytest.raises(ValueError, match="Row r does not begin with a question and its answer"):
+        main([*given, f"--images={tmp_path}"])
+    for option in ("--blind", "--shuffle", "--train=a.json"):
+        with pytest.raises(ValueError, match="belong to own rows; leave them out of a --benchmark"):
+            main([*given, f"--images={tmp_path}", "--benchmark=gqa", option])
 
 
 def test_a_wrong_file_is_one_sentence(tmp_path):
