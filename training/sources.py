@@ -43,8 +43,8 @@ class Files:
         """The samples of one of several readers, each with the place to give to go on behind it.
 
         Every reader has its own files; where there are fewer files than readers, all read all files and deal the
-        samples out in turn. A file cannot be read on gives one ShardError, and the next file follows. `rng` shuffles
-        the order of the files: the same for all readers.
+        samples out in turn. A file that cannot be read on gives one ShardError, and the next file follows. `rng`
+        shuffles the order of the files: the same for all readers.
         """
         order = np.arange(len(self.paths)) if rng is None else rng.permutation(len(self.paths))
         by_file = len(order) >= readers
