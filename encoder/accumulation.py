@@ -45,12 +45,15 @@ def share_step(objective: Callable[..., dict[str, Tensor]], batches: list[dict])
     """The first pass over a step's micro-batches, equal in size: each is returned with its `whole_step`.
 
     Args:
+        batches: tensors go to the objective; what is the Trainer's alone (keys, progress) stays in its batch.
         objective: the PreTrainingObjective, wrapped as the Trainer has it. No random number is drawn: noise and the
             rows of the pixel loss are the second pass's alone.
     """
     with torch.no_grad():
         features = [
-            objective(**{name: value for name, value in batch.items() if name != "keys"}, features_only=True)
+            objective(
+                **{name: value for name, value in batch.items() if isinstance(value, Tensor)}, features_only=True
+            )
             for batch in batches
         ]
     image_features = torch.cat([part["image_features"] for part in features]).requires_grad_()

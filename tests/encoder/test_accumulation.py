@@ -79,6 +79,14 @@ def test_without_the_first_pass_a_micro_batch_contrasts_with_itself_only():
     assert part["contrastive"] < 0.8 * whole["contrastive"]
 
 
+def test_what_is_the_trainers_alone_stays_in_its_batch():
+    own = [{"keys": [str(number)] * 4, "progress": {0: number}} for number in range(8)]
+    batches = [{**part, **more} for part, more in zip(parts(batch(), 4), own, strict=True)]
+    shared = share_step(build(), batches)
+    assert [{name: part[name] for name in ("keys", "progress")} for part in shared] == own
+    assert all(part["latents"] is before["latents"] for part, before in zip(shared, batches, strict=True))
+
+
 def test_noise_and_pixel_rows_are_drawn_in_the_second_pass_alone():
     objective = build(noise_tau=0.8, pixel_loss_fraction=0.5, logit_scale_max=10.0)
     twin, micro = copy.deepcopy(objective), parts(batch(), 8)
