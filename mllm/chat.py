@@ -1,6 +1,6 @@
 """Chats in the terminal: python -m mllm.chat --model runs/mllm --image picture.png
 
-An empty line ends the conversation; `/image PATH` shows another picture.
+An empty line ends the conversation; `/image PATH` shows another picture and begins a new one.
 """
 
 import argparse
@@ -9,6 +9,14 @@ from pathlib import Path
 from encoder.images import load_image
 from mllm.chat_model import DTYPES, ChatModel, add_device_arguments
 from training.cli import run_cli
+
+
+def typed() -> str:
+    """What the visitor types; nothing where the input ends."""
+    try:
+        return input("you: ").strip()
+    except EOFError:
+        return ""
 
 
 def main(argv: list[str]) -> None:
@@ -33,7 +41,7 @@ def main(argv: list[str]) -> None:
         print(model.chat([{"role": "user", "content": args.question}], images, **options))
         return
     messages: list[dict[str, str]] = []
-    while question := input("you: ").strip():
+    while question := typed():
         if question.startswith("/image "):
             images, messages = [load_image(question.removeprefix("/image ").strip())], []
             continue

@@ -138,7 +138,8 @@ def _turns(
             raise ConversationError(
                 f"Row {name} has a turn from {speaker!r}; speakers are human, gpt and system.", "unknown speaker"
             )
-        if not isinstance(turn.get("value"), str) or (role == "assistant" and not turn["value"]):
+        unanswered = role == "assistant" and not turn.get("value") and not prompt  # a model may have said nothing
+        if not isinstance(turn.get("value"), str) or unanswered:
             raise ConversationError(f"Row {name} has an empty turn; give every turn a text.", "empty turn")
         turns.append((role, unmarked(turn["value"])))
     start = 1 if turns and turns[0][0] == "system" else 0

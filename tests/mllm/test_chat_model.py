@@ -208,3 +208,22 @@ def test_chat_answers_a_question_in_the_terminal(family, capsys):
     assert capsys.readouterr().out.endswith(model.chat(question) + "\n")
     chat([*options, "--question", question[0]["content"], "--temperature", "2", "--top-p", "0.9", "--seed", "5"])
     assert capsys.readouterr().out.endswith(model.chat(question, temperature=2.0, top_p=0.9, seed=5) + "\n")
+
+
+def test_chat_in_the_terminal_goes_on_until_the_input_ends(family, pictures, tmp_path, monkeypatch, capsys):
+    pictures[0].save(tmp_path / "a.png")
+    lines = iter(["is there a star?", "and now?", f"/image {tmp_path / 'a.png'}", "what color?"])
+
+    def read(prompt):
+        if (line := next(lines, None)) is None:
+            raise EOFError
+        return line
+
+    monkeypatch.setattr("builtins.input", read)
+    chat(["--model", str(family / "mllm"), "--max-new-tokens", "4"])
+    model = ChatModel.from_pretrained(family / "mllm", 4)
+    messages = [{"role": "user", "content": "is there a star?"}]
+    first = model.chat(messages)
+    second = model.chat([*messages, {"role": "assistant", "content": first}, {"role": "user", "content": "and now?"}])
+    third = model.chat([{"role": "user", "content": "what color?"}], pictures[:1])
+    assert capsys.readouterr().out == "".join(f"model: {answer}\n" for answer in (first, second, third))

@@ -132,6 +132,15 @@ def test_an_image_in_a_prompt_that_is_no_pictures_place_is_text(chat):
         assert ids.count(image) == 2 * count and "<image>" in chat.decode([token for token in ids if token != image])
 
 
+@pytest.mark.parametrize("template", ["chat", "vicuna_v1"])
+def test_a_prompt_may_hold_an_empty_answer(chat, template):
+    empty, red = (
+        encode_conversation(_row("what?", answer, "and?", image=None), chat, template, 2, add_generation_prompt=True)
+        for answer in ("", "red")
+    )
+    assert chat.decode(empty["input_ids"]) == chat.decode(red["input_ids"]).replace("red", "")
+
+
 @pytest.mark.parametrize(
     ("row", "words"),
     [
