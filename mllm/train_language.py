@@ -39,7 +39,8 @@ class Lines(Dataset):
     def __init__(self, path: str | Path) -> None:
         if not Path(path).is_file():
             raise ValueError(f"There is no corpus at {path}; give a text file with one sentence a line.")
-        self.lines = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1)
+        self.lines = [(number, line) for number, line in lines if line.strip()]
         if not self.lines:
             raise ValueError(f"The corpus {path} holds no text; give a text file with one sentence a line.")
 
@@ -47,7 +48,8 @@ class Lines(Dataset):
         return len(self.lines)
 
     def __getitem__(self, index: int) -> dict:
-        return {"text": self.lines[index], "key": f"line {index + 1}"}
+        number, line = self.lines[index]
+        return {"text": line, "key": f"line {number}"}
 
 
 def main(argv: list[str]) -> None:

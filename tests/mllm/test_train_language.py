@@ -7,7 +7,8 @@ from mllm.train_language import Lines, main
 
 def test_a_corpus_that_is_missing_or_empty_is_named(tmp_path):
     (tmp_path / "corpus.txt").write_text("a red circle\n\na star\n")
-    assert [row["text"] for row in Lines(tmp_path / "corpus.txt")] == ["a red circle", "a star"]
+    rows = list(Lines(tmp_path / "corpus.txt"))
+    assert rows == [{"text": "a red circle", "key": "line 1"}, {"text": "a star", "key": "line 3"}]
     (tmp_path / "corpus.txt").write_text(" \n\n")
     with pytest.raises(ValueError, match="corpus.txt holds no text"):
         Lines(tmp_path / "corpus.txt")
