@@ -12,6 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from encoder.commands import add_device_argument, usable_device
 from encoder.images import picture_grid
 from generator.flow import METHODS, picture_generators
 from generator.pipeline import load_pipeline
@@ -67,6 +68,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--best-of", type=int, default=1, metavar="N",
                         help="draw N per picture and keep the one the encoder's own text heads like best")  # fmt: skip
     parser.add_argument("--rank-by", choices=SCORES, default="caption", help="the score of --best-of")
+    add_device_argument(parser)
     return parser.parse_args(argv)
 
 
@@ -74,7 +76,7 @@ def draw(argv: list[str]) -> None:
     arguments = parse(argv)
     if arguments.count < 1 or arguments.best_of < 1:
         raise ValueError("--count and --best-of must be at least 1.")
-    pipeline = load_pipeline(arguments.model)
+    pipeline = load_pipeline(arguments.model).to(usable_device(arguments.device))
     what = arguments.prompt if arguments.prompt is not None else arguments.class_label
     options = {**drawing_options(arguments), "negative_prompt": arguments.negative_prompt}
     wanted = [item for item in what for _ in range(arguments.count)]

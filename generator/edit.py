@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from encoder.commands import add_device_argument, usable_device
 from encoder.images import load_image, to_pixel_values
 from generator.draw import add_drawing_options, drawing_options, save_pictures
 from generator.flow import OnStep, draw_noise, picture_generators, sample
@@ -221,6 +222,7 @@ def _add_command(commands: argparse._SubParsersAction, name: str, what: str, pic
     command.add_argument("--model", required=True, help="folder of an OpenVision3Pipeline")
     command.add_argument("--image", required=True, nargs=pictures, type=Path, metavar="FILE", help="what to work on")
     command.add_argument("--out", required=True, type=Path, help="picture file to write, .png; several become a grid")
+    add_device_argument(command)
     return command
 
 
@@ -254,7 +256,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def edit(argv: list[str]) -> None:
     """The command: reads the pictures, edits and writes one picture file."""
     arguments = parse(argv)
-    pipeline = load_pipeline(arguments.model)
+    pipeline = load_pipeline(arguments.model).to(usable_device(arguments.device))
     height, width = picture_size(pipeline)
     pixel_values = to_pixel_values([load_image(path) for path in arguments.image], height)
     if arguments.command == "reconstruct":

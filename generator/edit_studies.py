@@ -36,8 +36,9 @@ def rerank_case(
     generators = picture_generators(seed, [MOST_CANDIDATES * index + each for each in range(candidates)])
     start = time.perf_counter()
     tokens = pipeline([prompt] * candidates, generator=generators, output_type="latent", **options).images
+    tokens = tokens.cpu()  # a GPU has drawn them when they are here
     drawn = time.perf_counter()
-    scores = {score: token_scores(pipeline, tokens, prompt, score).tolist() for score in ("contrast", "caption")}
+    scores = {score: token_scores(pipeline, tokens, prompt, score).cpu().tolist() for score in ("contrast", "caption")}
     ranked = time.perf_counter()
     facts = caption_facts(prompt)
     pictures = pipeline.decode(pipeline.to_grid(tokens))
@@ -159,10 +160,9 @@ def interpolate_case(pipeline: OpenVision3Pipeline, index: int, split: str, seed
     start = time.perf_counter()
     middle = interpolate(pipeline, *ends.split(1), [0.5], generator=picture_generators(seed, [index])[0], **options)[0]
     seconds = time.perf_counter() - start
-    tokens = pipeline.autoencoder.encode(ends)
-    mean_tokens = to_pil(pipeline.autoencoder.decode(tokens.mean(dim=0, keepdim=True)))[0]
+    mean_tokens = pipeline.decode(pipeline.encode(ends).mean(dim=0, keepdim=True))
     pictures = {"middle": [middle], "mean_of_pictures": to_pil(ends.mean(dim=0, keepdim=True)),
-                "mean_of_tokens": [mean_tokens], "ends": reconstruct(pipeline, ends)}  # fmt: skip
+                "mean_of_tokens": mean_tokens, "ends": reconstruct(pipeline, ends)}  # fmt: skip
     valid = {name: [CHECKER.is_scene(np.asarray(each)) for each in images] for name, images in pictures.items()}
     return {"captions": [captions(scene)[0] for scene in scenes], "seconds": seconds, "valid": valid}
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from encoder.commands import add_device_argument, usable_device
 from generator.draw import add_drawing_options, drawing_options
 from generator.edit_studies import INPAINT, INTERPOLATE, MOST_CANDIDATES, RERANK
 from generator.pipeline import load_pipeline
@@ -58,6 +59,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
             command.add_argument("--candidates", type=int, default=8,
                                  help=f"drawings per prompt, at most {MOST_CANDIDATES} (default 8)")  # fmt: skip
         add_drawing_options(command, guidance=5.0, steps=25)
+        add_device_argument(command)
     return parser.parse_args(argv)
 
 
@@ -75,7 +77,7 @@ def main(argv: list[str]) -> None:
     settings = json.loads(json.dumps({"study": arguments.command, "model": arguments.model, **case, **options}))
     done = arguments.out.with_suffix(".rows.jsonl")
     rows = read_rows(done, settings)
-    pipeline = load_pipeline(arguments.model)
+    pipeline = load_pipeline(arguments.model).to(usable_device(arguments.device))
     pipeline.set_progress_bar_config(disable=True)
     with open(done, "a") as file:
         for index in tqdm(range(len(rows), arguments.count), desc=arguments.command, mininterval=5):

@@ -1,8 +1,12 @@
-"""The generator's objective on a device that is not the CPU: see tests/device.py."""
+"""The generator on a device that is not the CPU, see tests/device.py: its objective, drawing, editing, re-ranking."""
+
+import copy
 
 import pytest
 import torch
 
+from generator import OpenVision3Pipeline
+from generator.edit_studies import inpaint_case, interpolate_case, rerank_case
 from generator.objective import FlowObjective
 from generator.text import states_width
 from tests.device import ELSEWHERE, OtherDevice, assert_same_there, there
@@ -52,3 +56,20 @@ def test_a_stray_cpu_tensor_fails(name, autoencoder, make_transformer):
     with OtherDevice(), pytest.raises(RuntimeError, match="mixes tensors|same device|device meta"):
         objective.to(ELSEWHERE)
         objective(**{key: value if key == name else there(value) for key, value in batch(**CACHED).items()})
+
+
+def test_drawing_editing_and_reranking(pipeline, monkeypatch):
+    monkeypatch.setattr("generator.edit_studies.prompt_at", lambda *given: (None, "a red circle left of a blue square"))
+    elsewhere = OpenVision3Pipeline(**copy.deepcopy(pipeline.components))
+    elsewhere.set_progress_bar_config(disable=True)
+    options = {"num_inference_steps": 2, "guidance_scale": 2.0}
+    for case, more in ((rerank_case, {"candidates": 2}), (inpaint_case, {}), (interpolate_case, {})):
+        here = case(pipeline, 0, "val", 0, **more, **options)
+        with OtherDevice():
+            elsewhere.to(ELSEWHERE)
+            there_too = case(elsewhere, 0, "val", 0, **more, **options)
+        assert here.keys() == there_too.keys()
+        for name in here:
+            if "seconds" not in name:
+                expected = pytest.approx(here[name], abs=1e-3) if name in ("contrast", "caption") else here[name]
+                assert there_too[name] == expected, name
