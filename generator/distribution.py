@@ -34,7 +34,9 @@ def to_array(images: Sequence[Image.Image]) -> np.ndarray:
 
 
 def real_pictures(shards: str | Path, count: int, size: int, seed: int) -> tuple[np.ndarray, list[str]]:
-    """The first pictures of shards as uint8 [count, size, size, 3] and one caption of each, a function of (seed, i).
+    """The first pictures of shards as uint8 [count, size, size, 3], squeezed to squares, and one caption of each.
+
+    The caption is a function of (seed, i); a picture that has a class and no caption gets the empty text.
 
     Raises:
         ValueError: there are fewer.
@@ -43,7 +45,8 @@ def real_pictures(shards: str | Path, count: int, size: int, seed: int) -> tuple
     pairs = islice(ImageTextStream(shards).pairs(), count)
     for index, pair in enumerate(tqdm(pairs, desc="real pictures", total=count, mininterval=2)):
         images += to_pil(to_pixel_values([pair.image], size))
-        captions.append(pair.captions[sample_rng(seed, 0, index).integers(len(pair.captions))])
+        texts = pair.captions or [""]
+        captions.append(texts[sample_rng(seed, 0, index).integers(len(texts))])
     if len(images) < count:
         raise ValueError(f"{shards} holds {len(images)} pictures and {count} are asked for: lower --count.")
     return to_array(images), captions

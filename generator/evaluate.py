@@ -25,6 +25,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from encoder.commands import add_device_argument, usable_device
 from encoder.images import picture_grid, to_pixel_values
 from generator.distribution import balanced_labels, compare, decoded, draw_many, real_pictures
 from generator.draw import add_drawing_options, drawing_options
@@ -120,12 +121,15 @@ def evaluate_together(
     """Distances to real pictures (none without `features`) and the drawings uint8 [count, height, width, 3].
 
     Raises:
-        ValueError: it draws from text and there are no shards to take captions from, or they hold too few pictures.
+        ValueError: it draws from text and there are no shards to take captions from, or a picture of theirs has none,
+            or they hold too few.
     """
     num_classes, size = pipeline.transformer.config.num_classes, picture_size(pipeline)[0]
     if real is None and num_classes is None:
         raise ValueError("This generator draws from text: name the shards of its captions with --real.")
     pictures, captions = (None, None) if real is None else real_pictures(real, count, size, seed)
+    if num_classes is None and not all(captions):
+        raise ValueError(f"{real} holds pictures without a caption, from which this generator draws: name others.")
     what = {"prompt": captions} if num_classes is None else {"class_labels": balanced_labels(count, num_classes)}
     drawn = draw_many(pipeline, what, batch, seed, **options)
     if features is None:
@@ -148,9 +152,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=50, help="drawings at a time")
     parser.add_argument("--nearest", metavar="CACHE",
                         help="latent cache of the training pictures, for the nearest-caption baseline")  # fmt: skip
-    parser.add_argument("--real", metavar="SHARDS", help="pictures with captions, to compare the drawings with")
+    parser.add_argument("--real", metavar="SHARDS", help="pictures to compare the drawings with, squeezed to squares")
     parser.add_argument("--features", metavar="FILE", help="of python -m generator.features, or `inception`")
     parser.add_argument("--npz", type=Path, metavar="FILE", help="also write the drawings, for ADM's evaluator")
+    add_device_argument(parser)
     arguments = parser.parse_args(argv)
     if arguments.count < 1 or arguments.batch < 1:
         raise ValueError("--count and --batch must be at least 1.")
@@ -164,7 +169,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> None:
     arguments = parse(argv)
     features = load_features(arguments.features) if arguments.features else None
-    pipeline = load_pipeline(arguments.model)
+    pipeline = load_pipeline(arguments.model).to(usable_device(arguments.device))
     pipeline.set_progress_bar_config(disable=True)
     nearest = NearestCaption(arguments.nearest) if arguments.nearest else None
     options, count, batch, seed = drawing_options(arguments), arguments.count, arguments.batch, arguments.seed

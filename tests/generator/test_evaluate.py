@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import tarfile
 from types import SimpleNamespace
 
 import numpy as np
@@ -63,6 +64,8 @@ def test_a_category_asks_for_one_thing():
             scene, prompt = prompt_at(category, "test_iid", index)
             facts = caption_facts(prompt)
             assert asks(facts) and prompt in captions(scene) and facts_hold(facts, scene), prompt
+            assert bool(facts.relations) == (category == "two_with_relation")
+            assert prompt == prompt_at(category, "test_iid", index)[1]
     assert prompt_at("single", "val", 3)[1] == "a small pink ring"  # what reports of before were measured on
 
 
@@ -75,6 +78,17 @@ def test_verdicts_say_what_alone_is_right():
     assert judge(picture, "a blue circle and a red square") == {**right, "right": False}
     assert judge(picture, "a red star and a blue square") == {**right, "right": False, "shapes": False}
     assert judge(picture, "a red circle") == dict.fromkeys(right, False)
+
+
+def test_every_category_is_in_the_report(files, pipeline, tmp_path, monkeypatch):
+    monkeypatch.setattr("generator.evaluate.load_pipeline", lambda folder: pipeline)
+    main([*ARGUMENTS, "--count", "3", "--batch", "2", "--out", str(tmp_path / "report.json"),
+          "--nearest", str(files / "cache")])  # fmt: skip
+    figures = json.loads((tmp_path / "report.json").read_text())["splits"]["test_iid"]
+    for category in CATEGORIES:
+        assert all(figures[category][name]["count"] == 3 for name in ("drawn", "ceiling", "nearest_caption"))
+        assert (tmp_path / f"report_test_iid_{category}.png").is_file()
+    assert 1 <= figures["diversity"]["distinct_layouts"]["real"] <= figures["diversity"]["seeds"] == 16
 
 
 def test_diversity_counts_layouts():
@@ -130,6 +144,22 @@ def test_a_generator_of_classes_draws_each_equally_often(classes, tmp_path, monk
     monkeypatch.setattr("generator.evaluate.draw_many", draw)
     main([*ARGUMENTS, "--count", "7", "--npz", str(tmp_path / "a.npz"), "--out", str(tmp_path / "r.json")])
     assert seen == [{"class_labels": [0, 1, 2, 3, 4, 0, 1]}] and len(np.load(tmp_path / "a.npz")["arr_0"]) == 7
+
+
+def test_pictures_that_have_a_class_and_no_caption(pipeline, classes, features, tmp_path, monkeypatch):
+    with tarfile.open(tmp_path / "00000.tar", "w") as tar:
+        for index in range(4):
+            Image.new("RGB", (64, 64), (60 * index, 0, 90)).save(tmp_path / "picture.png")
+            (tmp_path / "class").write_text(str(index))
+            tar.add(tmp_path / "picture.png", f"{index}.png")
+            tar.add(tmp_path / "class", f"{index}.cls")
+    options = [*ARGUMENTS, "--categories", "--count", "4", "--real", str(tmp_path), "--features", features]
+    monkeypatch.setattr("generator.evaluate.load_pipeline", lambda folder: classes)
+    main([*options, "--out", str(tmp_path / "r.json")])
+    assert json.loads((tmp_path / "r.json").read_text())["together"]["drawn"]["frechet_distance"] > 0
+    monkeypatch.setattr("generator.evaluate.load_pipeline", lambda folder: pipeline)
+    with pytest.raises(ValueError, match="holds pictures without a caption, from which this generator draws"):
+        main([*options, "--out", str(tmp_path / "r.json")])
 
 
 def test_refusals(pipeline, shards, tmp_path, monkeypatch):

@@ -1,6 +1,5 @@
 """Training from a latent cache: it runs, exports a pipeline, depends on pictures and not on batches, and refuses."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +11,6 @@ from encoder.cache import CacheKey
 from encoder.views import Views
 from generator import DiTDHTransformer2DModel
 from generator.data import Collator, DrawingDataset, Drawings, cache_tokens
-from generator.evaluate import CATEGORIES, prompt_at
-from generator.evaluate import main as evaluate
 from generator.flow import dimension_shift, sample, uniform_timesteps
 from generator.objective import FlowObjective
 from generator.pipeline import load_pipeline
@@ -23,7 +20,6 @@ from generator.train import main as train
 from tests.generator.small_training import write_cache
 from training.arguments import training_arguments
 from training.recipes import RecipeError, load_recipe
-from training.shapes import caption_facts, captions, facts_hold
 
 
 def test_training_exports_a_pipeline_that_draws(files, capsys):
@@ -202,22 +198,3 @@ def test_the_imagenet_recipes_are_raes_schedule(size):
     epoch = 1251  # steps of 1024 of ImageNet's pictures
     for at, rate in ((0, 2e-4), (40, 2e-4), (420, 1.1e-4), (800, 2e-5)):
         assert 2e-4 * schedule.lr_lambdas[0](at * epoch) == pytest.approx(rate)
-
-
-def test_prompts_of_the_evaluation_are_true_and_reproducible():
-    for category in CATEGORIES:
-        for index in range(10):
-            scene, prompt = prompt_at(category, "test_iid", index)
-            assert prompt == prompt_at(category, "test_iid", index)[1]
-            assert prompt in captions(scene) and facts_hold(caption_facts(prompt), scene)
-            assert bool(caption_facts(prompt).relations) == (category == "two_with_relation")
-
-
-def test_evaluation_writes_a_report(files, pipeline, tmp_path):
-    pipeline.save_pretrained(tmp_path / "model")
-    evaluate(["--model", str(tmp_path / "model"), "--count", "3", "--batch", "2", "--steps", "1", "--split", "test_iid",
-              "--out", str(tmp_path / "report.json"), "--nearest", str(files / "cache")])  # fmt: skip
-    figures = json.loads((tmp_path / "report.json").read_text())["splits"]["test_iid"]
-    for category in CATEGORIES:
-        assert {"drawn", "ceiling", "nearest_caption"} <= set(figures[category])
-        assert (tmp_path / f"report_test_iid_{category}.png").is_file()
