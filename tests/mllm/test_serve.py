@@ -106,6 +106,9 @@ def test_what_the_server_does_not_do_is_refused_by_name(client):
         ask(client, "what?", logprobs=True)
     with pytest.raises(openai.BadRequestError, match="temperature"):
         ask(client, "what?", temperature=9)
+    with pytest.raises(openai.BadRequestError, match="seed"):
+        ask(client, "what?", seed=2**63)
+    assert ask(client, "what?", seed=-(2**63), temperature=1, max_tokens=1).choices[0].finish_reason
     with pytest.raises(openai.NotFoundError, match="no model 'other' here.*'tiny'"):
         client.chat.completions.create(model="other", messages=[{"role": "user", "content": "what?"}])
     with pytest.raises(openai.APIStatusError, match="Content-Length"):
