@@ -82,6 +82,8 @@ def find_picture(root: Path, name: str) -> Picture:
             load_image(found, root)
     except ImageError:
         return Picture(problem="torn")
+    except Image.DecompressionBombError:
+        return Picture(problem="too large")
     except Exception:  # Pillow's readers meet damaged files with errors of any class
         return Picture(problem="not a picture")
     if min(size) < LEAST_SIDE:

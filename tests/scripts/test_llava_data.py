@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from mllm.data import load_picture
-from scripts.llava_data import SETS, TORN, main
+from scripts.llava_data import SETS, TORN, find_picture, main
 
 
 def row(name, image=None):
@@ -72,3 +72,9 @@ def test_too_many_broken_rows_and_absent_files_are_refused(root):
     (root / SETS["558k"].file).unlink()
     with pytest.raises(ValueError, match="There is no LLaVA-Pretrain/blip_laion_cc_sbu_558k.json in "):
         main([str(root), "--sets", "558k", "--out", str(out)])
+
+
+@pytest.mark.parametrize("side", [8_000, 20_000])  # beyond our own limit, and beyond Pillow's
+def test_a_picture_that_would_not_be_read_is_too_large(tmp_path, side):
+    (tmp_path / "1.jpg").write_bytes(b"P4\n%d %d\n" % (side, side))
+    assert find_picture(tmp_path, "1.jpg").problem == "too large"
