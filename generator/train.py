@@ -106,7 +106,11 @@ def cache_text(
 def build_transformer(
     recipe: GeneratorRecipe, first: Tensor, grid: tuple[int, int], text_width: int | None
 ) -> DiTDHTransformer2DModel:
-    """A new transformer for tokens like `first` [1, num_patches, channels], or the one of init_from."""
+    """A new transformer for tokens like `first` [1, num_patches, channels], or the one of init_from.
+
+    Raises:
+        ValueError: it cannot draw these tokens, or these classes, or learn what the recipe asks for.
+    """
     if recipe.init_from is not None:
         check_init_from(recipe.init_from)
         transformer = DiTDHTransformer2DModel.from_pretrained(recipe.init_from)
@@ -114,6 +118,11 @@ def build_transformer(
             raise ValueError(
                 f"init_from: {recipe.init_from} draws tokens of width {transformer.config.in_channels}, the "
                 f"encoder's have {first.shape[-1]}."
+            )
+        if transformer.config.num_classes != recipe.num_classes:
+            raise ValueError(
+                f"init_from: {recipe.init_from} has num_classes {transformer.config.num_classes}, the recipe "
+                f"{recipe.num_classes}: correct num_classes, or start without init_from."
             )
         if transformer.grid != grid:  # sin-cos positions are recomputed, everything else does not depend on the grid
             moved = DiTDHTransformer2DModel.from_config({**transformer.config, "sample_size": list(grid)})
@@ -133,6 +142,10 @@ def build_transformer(
             },
         )
     check_width(transformer)
+    if transformer.config.statistics_per_position:
+        raise ValueError("statistics_per_position is for RAE's weights: training measures statistics per channel.")
+    if recipe.num_classes is not None and recipe.drop > 0 and not transformer.config.null_class:
+        raise ValueError(f"drop is {recipe.drop} and there is no class for a label left out: set drop=0 or null_class.")
     return transformer
 
 

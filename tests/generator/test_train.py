@@ -45,6 +45,22 @@ def test_the_next_stage_starts_from_this_one_on_a_larger_grid(files, make_transf
     assert torch.allclose(velocity, again, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"num_classes": 4, "init_from": "text"}, "has num_classes None, the recipe 4"),
+     ({"num_classes": 4, "init_from": "classes"}, "has num_classes 5, the recipe 4"),
+     ({"num_classes": 4, "transformer": {"null_class": False}}, "no class for a label left out"),
+     ({"num_classes": 4, "transformer": {"statistics_per_position": True}}, "measures statistics per channel")],
+)  # fmt: skip
+def test_a_transformer_that_cannot_learn_this_is_refused(options, words, make_transformer, tmp_path):
+    make_transformer(text_hidden_size=192).save_pretrained(tmp_path / "text")
+    make_transformer(num_classes=5).save_pretrained(tmp_path / "classes")
+    if "init_from" in options:
+        options = {**options, "init_from": str(tmp_path / options["init_from"])}
+    with pytest.raises(ValueError, match=words):
+        build_transformer(GeneratorRecipe(**options), torch.zeros(1, 16, 192), (4, 4), None)
+
+
 def test_classes_train_too(files):
     train([str(files / "recipe.yaml"), "num_classes=4", f"output_dir={files}/classes",
            "cache_gb=0", "trainer.max_steps=1"])  # fmt: skip
