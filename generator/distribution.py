@@ -1,7 +1,8 @@
 """Whether many drawings together look like many pictures: Frechet and kernel distance, precision and recall.
 
-Drawings are rounded to the 256 levels of a PNG before anything looks at them, as pictures on disk are: features of
-unrounded ones differ. Drawing i depends on (seed, i) alone, whatever the batch.
+Drawings are rounded to the nearest of a PNG's 256 levels before anything looks at them, as pictures on disk are:
+features of unrounded ones differ, and so do those of RAE's own protocol, which cuts off what is between two levels.
+Drawing i depends on (seed, i) alone, whatever the batch.
 """
 
 from collections.abc import Sequence
