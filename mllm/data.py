@@ -158,6 +158,8 @@ class Conversations(Dataset):
 
     def __getitem__(self, index: int) -> dict:
         """Raises ConversationError or ImageError: the row is not usable; with "skip", none is."""
+        if index >= len(self):  # what ends a for loop over the rows
+            raise IndexError(index)
         for step in range(len(self)):
             try:
                 return self.sample((index + step) % len(self))
@@ -167,7 +169,6 @@ class Conversations(Dataset):
                 logger.warning("Skipped: %s", error)
                 with self._skipped.get_lock():
                     self._skipped.value += 1
-        raise IndexError(index)
 
     @property
     def skipped(self) -> int:

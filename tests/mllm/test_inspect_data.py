@@ -107,6 +107,7 @@ def test_the_next_usable_row_stands_in_and_a_cache_leaves_out_the_same_pictures(
     dataset = make(rows, "skip", tokens=cached)
     assert [dataset[index]["key"] for index in (0, 1, 5, 11)] == ["first", "cut", "cut", "cut"]
     assert dataset.skipped == len(kinds) + len(kinds) - 4
+    assert [item["key"] for item in dataset] == ["first", *["cut"] * (len(kinds) + 1), "last\x1b[31m"]
     hopeless = make(rows[1:4], "skip", tokens=cached)
     with pytest.raises(ValueError, match="Row"):
         hopeless[1]
