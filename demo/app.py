@@ -143,7 +143,8 @@ def build_app(family: Family) -> gr.Blocks:
         history = [*(history or []), _message("user", question)]
         yield [*history, _message("assistant", "...")], ""
         text = ""
-        for text in family.answer(question, image):
+        answers = family.answer(question, image)
+        for text in iter(lambda: _sentence(next, answers, None), None):
             yield [*history, _message("assistant", text)], ""
         if not text.strip():
             yield [*history, _message("assistant", NO_ANSWER)], ""

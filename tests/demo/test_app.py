@@ -35,6 +35,11 @@ def test_texts_the_models_cannot_read_are_refused_in_a_sentence(page, text, said
         list(functions["ask"](text, None, []))
 
 
+def test_a_question_that_fills_the_llms_context_is_refused_in_a_sentence(page):
+    with pytest.raises(gr.Error, match="has [0-9]+ tokens .* context is 512; shorten it"):
+        list(page[1]["ask"]("語" * MAX_CHARACTERS, None, []))
+
+
 def test_an_emptied_seed_is_refused(page):
     with pytest.raises(gr.Error, match="seed is empty"):
         page[1]["redraw"]("a red circle", 1, None, 4, 2.0)
