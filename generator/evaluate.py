@@ -168,8 +168,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str]) -> None:
     arguments = parse(argv)
-    features = load_features(arguments.features) if arguments.features else None
-    pipeline = load_pipeline(arguments.model).to(usable_device(arguments.device))
+    device = usable_device(arguments.device)
+    features = load_features(arguments.features, device) if arguments.features else None
+    pipeline = load_pipeline(arguments.model).to(device)
     pipeline.set_progress_bar_config(disable=True)
     nearest = NearestCaption(arguments.nearest) if arguments.nearest else None
     options, count, batch, seed = drawing_options(arguments), arguments.count, arguments.batch, arguments.seed

@@ -62,9 +62,9 @@ class ShapesClassifier(nn.Module):
         return self.head(self.hidden(pictures))
 
 
-def load_features(name: str | Path) -> Features:
+def load_features(name: str | Path, device: str | torch.device = "cpu") -> Features:
     """`inception`: torch-fidelity's InceptionV3 (2,048 features, pictures resized as TensorFlow did), or a file that
-    this module's command wrote.
+    this module's command wrote; computed on `device`, wherever the pictures are.
 
     Raises:
         ValueError: torch-fidelity is not installed, or there is no such file.
@@ -77,20 +77,21 @@ def load_features(name: str | Path) -> Features:
                 "Inception features need torch-fidelity: pip install 'openvision3[fidelity]', or name a file that "
                 "python -m generator.features wrote."
             ) from error
-        inception = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
-        return lambda pictures: inception(pictures)[0]
+        inception = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"]).to(device)
+        return lambda pictures: inception(pictures.to(device))[0]
     if not Path(name).is_file():
         raise ValueError(f"There are no features at {name}: write them with python -m generator.features --out {name}.")
     classifier = ShapesClassifier().eval()
     classifier.load_state_dict(load_file(name))
-    return classifier.features
+    classifier.to(device)
+    return lambda pictures: classifier.features(pictures.to(device))
 
 
 @torch.no_grad()
 def extract(features: Features, pictures: np.ndarray) -> Tensor:
-    """pictures uint8 [n, height, width, 3] -> features [n, d]."""
+    """pictures uint8 [n, height, width, 3] -> features [n, d] on the CPU."""
     batches = torch.from_numpy(pictures).permute(0, 3, 1, 2).split(EXTRACT_BATCH)
-    return torch.cat([features(batch.contiguous()) for batch in tqdm(batches, desc="features", mininterval=2)])
+    return torch.cat([features(batch.contiguous()).cpu() for batch in tqdm(batches, desc="features", mininterval=2)])
 
 
 def answers(scene: Scene) -> Tensor:

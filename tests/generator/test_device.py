@@ -2,11 +2,14 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from generator import OpenVision3Pipeline
 from generator.edit_studies import inpaint_case, interpolate_case, rerank_case
+from generator.features import ShapesClassifier, extract, load_features
 from generator.objective import FlowObjective
 from generator.text import states_width
 from tests.device import ELSEWHERE, OtherDevice, assert_same_there, there
@@ -56,6 +59,16 @@ def test_a_stray_cpu_tensor_fails(name, autoencoder, make_transformer):
     with OtherDevice(), pytest.raises(RuntimeError, match="mixes tensors|same device|device meta"):
         objective.to(ELSEWHERE)
         objective(**{key: value if key == name else there(value) for key, value in batch(**CACHED).items()})
+
+
+def test_features(tmp_path):
+    torch.manual_seed(0)
+    save_file(ShapesClassifier().state_dict(), tmp_path / "features.safetensors")
+    pictures = np.random.default_rng(0).integers(256, size=(3, 80, 80, 3), dtype=np.uint8)
+    here = extract(load_features(tmp_path / "features.safetensors"), pictures)
+    with OtherDevice():
+        elsewhere = extract(load_features(tmp_path / "features.safetensors", ELSEWHERE), pictures)
+    assert here.std() > 0 and torch.allclose(elsewhere, here, atol=1e-5)
 
 
 def test_drawing_editing_and_reranking(pipeline, monkeypatch):
