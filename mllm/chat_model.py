@@ -179,14 +179,16 @@ class ChatModel:
 
         thread = Thread(target=work, daemon=True)
         thread.start()
-        ids, shown = [], ""
+        ids, shown, last = [], "", None
+        hidden = set(self.tokenizer.all_special_ids)
         try:
             for new in iter(streamer.queue.get, None):
-                ids += new
+                last = new[-1]
+                ids += [token for token in new if token not in hidden]
                 text = self._text(ids)
                 # A sentencepiece byte is read anew with each byte that follows it.
-                last = str(self.tokenizer.convert_ids_to_tokens(ids[-1]))
-                open_end = text.endswith(UNFINISHED) or last.startswith("<0x")
+                byte = bool(ids) and str(self.tokenizer.convert_ids_to_tokens(ids[-1])).startswith("<0x")
+                open_end = byte or text.endswith(UNFINISHED)
                 if len(text) > len(shown) and not open_end:
                     yield text[len(shown) :]
                     shown = text
@@ -194,7 +196,7 @@ class ChatModel:
                 raise failed[0]
             if rest := self._text(ids)[len(shown) :]:
                 yield rest
-            return "stop" if ids and ids[-1] in self.end_ids else "length"
+            return "stop" if last in self.end_ids else "length"
         finally:
             stop.set()
             thread.join()
