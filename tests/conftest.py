@@ -25,15 +25,6 @@ SENTENCES = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def environment():
-    """What a test sets for DeepSpeed in its own process (rank, port) is not left to the processes of the next."""
-    before = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
-
-
 @pytest.fixture(scope="session")
 def family(tmp_path_factory):
     """Folders tokenizer/, autoencoder/, llm/, mllm/ of random weights at 32 px (4 image tokens), made on the spot."""

@@ -1,6 +1,9 @@
 """Assembly, data and training of a tiny random multimodal LLM."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -132,8 +135,11 @@ def _rows(family, tmp_path):
     return tmp_path / "rows.json"
 
 
-def _train(family, tmp_path, name, *overrides):
-    """Trains in this process; returns the weights. test_train_processes.py does in several."""
+def _train(family, tmp_path, name, *overrides, launched=False):
+    """Trains in this process, or `launched` in one of its own, as DeepSpeed must: it leaves a process group behind.
+
+    Returns the weights. test_train_processes.py trains in two.
+    """
     (tmp_path / "recipe.yaml").write_text("trainer: {use_cpu: true}\n")
     command = [
         str(tmp_path / "recipe.yaml"),
@@ -147,7 +153,13 @@ def _train(family, tmp_path, name, *overrides):
         "trainer.disable_tqdm=true",
         *overrides,
     ]
-    train(command)
+    if launched:
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1", "-m", "mllm.train"]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run([sys.executable, *launcher, *command], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    else:
+        train(command)
     return LlavaForConditionalGeneration.from_pretrained(tmp_path / name).state_dict()
 
 
@@ -165,9 +177,9 @@ def test_stage_one_moves_the_connector_alone_and_stage_two_the_llm_too(family, t
 def test_both_stages_run_under_zero2(family, tmp_path):
     before = LlavaForConditionalGeneration.from_pretrained(family / "mllm").state_dict()
     zero2 = f"trainer.deepspeed={ROOT / 'training' / 'deepspeed' / 'zero2.json'}"
-    align = _train(family, tmp_path, "align", "trainable=[connector]", zero2)
+    align = _train(family, tmp_path, "align", "trainable=[connector]", zero2, launched=True)
     stage_two = (f"init_from={tmp_path / 'align'}", "trainable=[connector,llm,head]", "cache_tokens=true")
-    tune = _train(family, tmp_path, "tune", *stage_two, zero2)
+    tune = _train(family, tmp_path, "tune", *stage_two, zero2, launched=True)
     moved = {name for name in before if not torch.equal(before[name], align[name])}
     assert moved and all("multi_modal_projector" in name for name in moved)
     moved = {name for name in align if not torch.equal(align[name], tune[name])}
