@@ -153,6 +153,8 @@ def main(argv: list[str]) -> None:
         help="none: the whole picture; centre: the middle square, as ADM; random: the whole, then parts of 40 to 100%%",
     )  # fmt: skip
     parser.add_argument("--flip", action="store_true", help="every second view is mirrored")
+    parser.add_argument("--jitter", type=float, default=0.0, help="of brightness, contrast and saturation in all views "
+                        "but the first, 0 to 1 (default: 0)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of the random parts")
     parser.add_argument("--on-error", choices=("stop", "skip"), default="stop", help="at what cannot be used")
     parser.add_argument("--shard-size", type=int, default=SHARD_SIZE, help="pictures a shard, held in memory")
@@ -172,7 +174,7 @@ def main(argv: list[str]) -> None:
         load_vae(args.vae).to(device),
         args.image_size,
         args.out,
-        views=Views(args.views, args.crop, args.flip, args.seed),
+        views=Views(args.views, args.crop, args.flip, args.seed, args.jitter),
         process=args.process,
         processes=args.processes,
         shard_size=args.shard_size,

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageEnhance
 from torch import Tensor
 
 from encoder.images import load_image, to_pixel_values
@@ -29,25 +29,30 @@ class Views:
         crop: "none": the whole picture, squeezed to a square, so that captions stay true; "centre": the square in the
             middle, as in ADM; "random": the whole picture first, then parts of 40 to 100% of its area.
         flip: every second view is mirrored.
-        seed: of the random parts, which depend on it, the picture's key and the view's number alone.
+        seed: of the random parts and colours, which depend on it, the picture's key and the view's number alone.
+        jitter: all views but the first have brightness, contrast and saturation multiplied by factors drawn from
+            1 - jitter to 1 + jitter, 0 <= jitter < 1. It may make captions about colours false.
 
     Raises:
-        ValueError: two views would be equal.
+        ValueError: two views would be equal, or a setting is out of its range.
     """
 
     count: int = 1
     crop: Literal["none", "centre", "random"] = "none"
     flip: bool = False
     seed: int = 0
+    jitter: float = 0.0
 
     def __post_init__(self) -> None:
         if self.crop not in ("none", "centre", "random"):
             raise ValueError(f"crop is {self.crop!r}; choose none, centre or random.")
         if self.count < 1:
             raise ValueError(f"{self.count} views of a picture were asked for; ask for 1 or more.")
-        if self.crop != "random" and self.count > 1 + self.flip:
+        if not 0 <= self.jitter < 1:
+            raise ValueError(f"jitter is {self.jitter}; give 0 for none, or less than 1.")
+        if self.crop != "random" and not self.jitter and self.count > 1 + self.flip:
             raise ValueError(
-                f"Of {self.count} views some would be equal: ask for 1, for 2 with flips, or for random crops."
+                f"Of {self.count} views some would be equal: ask for 1, for 2 with flips, or for crops or jitter."
             )
 
     def pixels(self, image: Image.Image, key: str, size: int) -> Tensor:
@@ -56,11 +61,14 @@ class Views:
         return ((to_pixel_values(views, size) + 1) * 127.5).round().to(torch.uint8)
 
     def _view(self, image: Image.Image, key: str, number: int, size: int) -> Image.Image:
+        name = hashlib.blake2b(key.encode(), digest_size=8).digest()
+        rng = np.random.default_rng((self.seed, number, int.from_bytes(name)))
         if self.crop == "centre":
             image = centre_crop(image, size)
         elif self.crop == "random" and number:
-            name = hashlib.blake2b(key.encode(), digest_size=8).digest()
-            image = random_part(image, np.random.default_rng((self.seed, number, int.from_bytes(name))))
+            image = random_part(image, rng)
+        if self.jitter and number:
+            image = other_colours(image, self.jitter, rng)
         return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self.flip and number % 2 else image
 
     def fingerprint(self, size: int) -> str:
@@ -97,4 +105,11 @@ def random_part(image: Image.Image, rng: np.random.Generator) -> Image.Image:
         if 0 < width <= image.width and 0 < height <= image.height:
             left, top = int(rng.integers(image.width - width + 1)), int(rng.integers(image.height - height + 1))
             return image.crop((left, top, left + width, top + height))
+    return image
+
+
+def other_colours(image: Image.Image, jitter: float, rng: np.random.Generator) -> Image.Image:
+    """Brightness, contrast and saturation, in this order, by factors from 1 - jitter to 1 + jitter."""
+    for change in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+        image = change(image).enhance(rng.uniform(1 - jitter, 1 + jitter))
     return image

@@ -61,8 +61,20 @@ def test_random_parts_depend_on_seed_key_and_number_alone():
         assert same == [True, False, False, False]
 
 
+def test_jitter_changes_colours_of_later_views_within_its_strength():
+    grey = Image.new("RGB", (40, 40), (100, 100, 100))
+    views = Views(20, jitter=0.3).pixels(grey, "a", 32)
+    assert views[0].eq(100).all() and torch.equal(views, Views(20, jitter=0.3).pixels(grey, "a", 32))
+    levels = views[:, 0, 0, 0].float()  # of an even grey only the brightness changes
+    assert views.flatten(1).float().std(dim=1).max() == 0
+    assert levels.min() >= 69 and levels.max() <= 131 and levels.std() > 8
+    coloured = Views(3, jitter=0.3).pixels(picture(), "a", 32)
+    assert len({view.numpy().tobytes() for view in coloured}) == 3
+
+
 @pytest.mark.parametrize("arguments, says", [((0,), "0 views"), ((2,), "some would be equal"), ((1, "left"), "'left'"),
-                                             ((3, "centre", True), "some would be equal")])  # fmt: skip
+                                             ((3, "centre", True), "some would be equal"),
+                                             ((2, "none", False, 0, 1.0), "jitter is 1.0")])  # fmt: skip
 def test_views_that_make_no_sense(arguments, says):
     with pytest.raises(ValueError, match=says):
         Views(*arguments)
