@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -21,3 +22,13 @@ def compare(ours: Callable[[], None], theirs: Callable[[], None], device: str) -
             if repeat:  # the first round warms up
                 kept.append(time.perf_counter() - start)
     return statistics.median(times[0]), statistics.median(times[1])
+
+
+def reset_peak() -> None:
+    """Forgets the peak memory of this process so far."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_megabytes() -> float:
+    """Peak resident memory of this process since `reset_peak`."""
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024

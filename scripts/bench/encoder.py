@@ -2,7 +2,6 @@
 
 import io
 import multiprocessing
-import resource
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from encoder.data import CachedPairs, ImageTextStream
 from encoder.decoder import DECODER_PRESETS, LatentDecoder
 from encoder.losses import caption_loss
 from encoder.vae import decode, encode, tiny_vae
-from scripts.bench.compare import compare
+from scripts.bench.compare import compare, peak_megabytes, reset_peak
 from scripts.scaling import flux_shaped_vae
 from training.muon import make_muon
 from training.shapes.write import write
@@ -85,12 +84,13 @@ def muon_share(device: str) -> str:
 def _caption_peak(chunked: bool, queue: multiprocessing.Queue) -> None:
     hidden = torch.randn(64, 64, 512, requires_grad=True)
     head, labels = torch.nn.Linear(512, 32000, bias=False), torch.randint(0, 32000, (64, 64))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    reset_peak()
+    before = peak_megabytes()
     if chunked:
         caption_loss(hidden, head, labels).backward()
     else:
         F.cross_entropy(head(hidden).flatten(0, 1), labels.flatten()).backward()
-    queue.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    queue.put(peak_megabytes() - before)
 
 
 def caption_memory(device: str) -> str:
@@ -121,9 +121,10 @@ def _cache_peaks(count: int, queue: multiprocessing.Queue) -> None:
             samples = ({"__key__": f"{i:06d}", "png": file.getvalue(), "txt": b"noise"} for i in range(pictures))
             write_shards(Path(folder) / name, samples)
         cache_latents(ImageTextStream(Path(folder) / "warm"), vae, 64, Path(folder) / "first", shard_size=250)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        reset_peak()
+        before = peak_megabytes()
         cache_latents(ImageTextStream(Path(folder) / "shards"), vae, 64, cache, shard_size=250)
-        writing = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
+        writing = peak_megabytes() - before
         before = _anonymous_megabytes()
         pairs, peak = CachedPairs(LatentCache([cache]), seed=0), before
         for number, index in enumerate(torch.randperm(count).tolist()):
@@ -172,7 +173,7 @@ def _real_size(queue: multiprocessing.Queue) -> None:
         optimizer.step()
 
     timed(step)
-    queue.put((*times, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20))
+    queue.put((*times, peak_megabytes() / 1024))
 
 
 def real_size(device: str) -> str:
