@@ -1,7 +1,6 @@
 """Two passes over micro-batches equal one over the undivided batch, in one process and in two."""
 
 import copy
-import socket
 
 import pytest
 import torch
@@ -11,6 +10,7 @@ from encoder.accumulation import share_step
 from encoder.losses import contrastive_loss
 from encoder.train import PreTrainingObjective
 from encoder.vae import tiny_vae
+from tests.processes import in_two
 
 SMALL = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
 ROWS = 32
@@ -109,11 +109,9 @@ def test_noise_and_pixel_rows_are_drawn_in_the_second_pass_alone():
         torch.testing.assert_close(gradients[name], twin.get_parameter(name).grad, **CLOSE)
 
 
-def one_of_two(rank, port, queue):
-    """A process with half of the batch, undivided and in micro-batches; gradients are averaged as DDP does."""
+def one_of_two(rank):
+    """Half of the batch, undivided and in micro-batches; gradients are averaged as DDP does."""
     torch.set_num_threads(1)
-    store = torch.distributed.TCPStore("127.0.0.1", port, 2, is_master=rank == 0)
-    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
     mine = parts(batch(), ROWS // 2)[rank]
     results = []
     for batches in ([mine], parts(mine, ROWS // 8)):
@@ -132,24 +130,11 @@ def one_of_two(rank, port, queue):
         torch.distributed.all_reduce(values)
         gradients = {name: value.grad.tolist() for name, value in objective.named_parameters()}
         results.append(((values / 2).tolist(), gradients))
-    queue.put(results)
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    return results
 
 
 def test_two_processes_of_sixteen_equal_one_of_thirty_two():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = torch.multiprocessing.get_context("fork")
-    queue = context.Queue()
-    processes = [context.Process(target=one_of_two, args=(rank, port, queue), daemon=True) for rank in range(2)]
-    for process in processes:
-        process.start()
-    results = [queue.get(timeout=100) for _ in processes]
-    for process in processes:
-        process.join(timeout=60)
-        assert process.exitcode == 0
+    results = in_two(one_of_two, timeout=100)
     loss, terms, expected = accumulated(build(noise_tau=0.0), [batch()])
     for undivided_and_in_micro_batches in results:
         for values, gradients in undivided_and_in_micro_batches:

@@ -1,7 +1,6 @@
 """The losses: one process equals two, chunks equal the whole, a share of the pixels equals all on average."""
 
 import itertools
-import socket
 
 import pytest
 import torch
@@ -10,6 +9,7 @@ from torch.nn import functional as F
 
 from encoder import OpenVision3ForPreTraining, OpenVision3PreTrainingConfig
 from encoder.losses import caption_loss, contrastive_loss
+from tests.processes import in_two
 
 SMALL = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
 
@@ -27,35 +27,20 @@ def loss_and_gradients(inputs, weights):
     return loss.detach(), towers.grad, log_scale.grad
 
 
-def one_of_two(rank, port, queue):
-    """A process that sees half of the batch and averages gradients, as DDP does."""
-    store = torch.distributed.TCPStore("127.0.0.1", port, 2, is_master=rank == 0)
-    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+def one_of_two(rank):
+    """Half of the batch, gradients averaged as DDP does."""
     inputs, weights = features()
     results = loss_and_gradients(inputs[:, 4 * rank : 4 * rank + 4], weights)
     for gradient in results[1:]:
         torch.distributed.all_reduce(gradient)
         gradient /= 2
-    queue.put((rank, [value.tolist() for value in results]))
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    return [value.tolist() for value in results]
 
 
 def test_two_processes_of_four_equal_one_of_eight():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = torch.multiprocessing.get_context("fork")
-    queue = context.Queue()
-    processes = [context.Process(target=one_of_two, args=(rank, port, queue), daemon=True) for rank in range(2)]
-    for process in processes:
-        process.start()
-    results = [queue.get(timeout=60) for _ in processes]
-    for process in processes:
-        process.join(timeout=60)
-        assert process.exitcode == 0
+    results = in_two(one_of_two, timeout=60)
     expected = loss_and_gradients(*features())
-    for _, values in results:
+    for values in results:
         for ours, whole in zip(values, expected, strict=True):
             # Half a batch is summed in another order than the whole one; the CPU's BLAS decides which.
             torch.testing.assert_close(torch.tensor(ours), whole, atol=1e-5, rtol=0)

@@ -1,14 +1,9 @@
 """Assembly, data and training of a tiny random multimodal LLM."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 from transformers import AutoTokenizer, CohereConfig, CohereForCausalLM, LlavaForConditionalGeneration
 
 from mllm import ChatModel
@@ -17,8 +12,8 @@ from mllm.conversation import IGNORED, encode_conversation, images_of
 from mllm.data import ConversationCollator, Conversations, load_rows, without_pictures
 from mllm.objective import MultimodalObjective, next_token_loss, tower_tokens
 from mllm.train import main as train
+from tests.processes import ROOT, launch
 
-ROOT = Path(__file__).parent.parent.parent
 QUESTION = [{"role": "user", "content": "what color is the circle?"}]
 
 
@@ -71,8 +66,8 @@ def test_rows_grouped_by_length_give_the_full_loss_and_gradient(family):
     assert torch.allclose(*gradients, atol=1e-7)  # of 1e-3: rounding only
 
 
-def test_a_conversation_that_returns_is_tokenised_once(family, tmp_path, monkeypatch):
-    rows = load_rows(_rows(family, tmp_path))
+def test_a_conversation_that_returns_is_tokenised_once(family, arguments, tmp_path, monkeypatch):
+    rows = load_rows(tmp_path / "rows.json")
     tokenizer = AutoTokenizer.from_pretrained(family / "mllm")
     tokens = {f"{index}.png": torch.full((4, 32), float(index)) for index in range(2)}
     options = {"template": "chat", "num_image_tokens": 4, "max_length": 64, "root": tmp_path, "tokens": tokens}
@@ -110,63 +105,23 @@ def test_a_row_brings_as_many_pictures_as_it_has_places(family, tmp_path):
     assert places.sum(dim=1).tolist() == [4, 4, 4, 0] and batch["images"].mean(dim=(1, 2)).tolist() == [0, 1, 2]
 
 
-def _rows(family, tmp_path):
-    rows = [
-        {
-            "id": f"r{index}",
-            "image": f"{index % 2}.png",
-            "kind": "color",
-            "conversations": [
-                {"from": "human", "value": "<image>\nwhat color is the circle?"},
-                {"from": "gpt", "value": ("red", "blue")[index % 2]},
-            ],
-        }
-        for index in range(6)
-    ]
-    rows.append(
-        {
-            "id": "text",
-            "conversations": [{"from": "human", "value": "is there a blue square?"}, {"from": "gpt", "value": "yes"}],
-        }
-    )
-    (tmp_path / "rows.json").write_text(json.dumps(rows))
-    for index, color in enumerate(("red", "blue")):
-        Image.new("RGB", (32, 32), color).save(tmp_path / f"{index}.png")
-    return tmp_path / "rows.json"
-
-
-def _train(family, tmp_path, name, *overrides, launched=False):
+def _train(arguments, name, *overrides, launched=False):
     """Trains in this process, or `launched` in one of its own, as DeepSpeed must: it leaves a process group behind.
 
     Returns the weights. test_train_processes.py trains in two.
     """
-    (tmp_path / "recipe.yaml").write_text("trainer: {use_cpu: true}\n")
-    command = [
-        str(tmp_path / "recipe.yaml"),
-        f"output_dir={tmp_path / name}",
-        f"data={_rows(family, tmp_path)}",
-        f"images={tmp_path}",
-        f"init_from={family / 'mllm'}",
-        "trainer.max_steps=4",
-        "trainer.learning_rate=0.01",
-        "trainer.per_device_train_batch_size=4",
-        "trainer.disable_tqdm=true",
-        *overrides,
-    ]
+    command = arguments(name, *overrides)
     if launched:
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1", "-m", "mllm.train"]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run([sys.executable, *launcher, *command], env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        launch("mllm.train", command, processes=1)
     else:
         train(command)
-    return LlavaForConditionalGeneration.from_pretrained(tmp_path / name).state_dict()
+    return LlavaForConditionalGeneration.from_pretrained(Path(command[0]).parent / name).state_dict()
 
 
-def test_stage_one_moves_the_connector_alone_and_stage_two_the_llm_too(family, tmp_path):
+def test_stage_one_moves_the_connector_alone_and_stage_two_the_llm_too(family, arguments):
     before = LlavaForConditionalGeneration.from_pretrained(family / "mllm").state_dict()
-    align = _train(family, tmp_path, "align", "trainable=[connector]")
-    tune = _train(family, tmp_path, "tune", "trainable=[connector,llm,head]", "cache_tokens=true")
+    align = _train(arguments, "align", "trainable=[connector]")
+    tune = _train(arguments, "tune", "trainable=[connector,llm,head]", "cache_tokens=true")
     moved = {name for name in before if not torch.equal(before[name], align[name])}
     assert moved and all("multi_modal_projector" in name for name in moved)
     moved = {name for name in before if not torch.equal(before[name], tune[name])}
@@ -174,24 +129,24 @@ def test_stage_one_moves_the_connector_alone_and_stage_two_the_llm_too(family, t
     assert not any("vision_tower" in name for name in moved)
 
 
-def test_both_stages_run_under_zero2(family, tmp_path):
+def test_both_stages_run_under_zero2(family, arguments, tmp_path):
     before = LlavaForConditionalGeneration.from_pretrained(family / "mllm").state_dict()
     zero2 = f"trainer.deepspeed={ROOT / 'training' / 'deepspeed' / 'zero2.json'}"
-    align = _train(family, tmp_path, "align", "trainable=[connector]", zero2, launched=True)
+    align = _train(arguments, "align", "trainable=[connector]", zero2, launched=True)
     stage_two = (f"init_from={tmp_path / 'align'}", "trainable=[connector,llm,head]", "cache_tokens=true")
-    tune = _train(family, tmp_path, "tune", *stage_two, zero2, launched=True)
+    tune = _train(arguments, "tune", *stage_two, zero2, launched=True)
     moved = {name for name in before if not torch.equal(before[name], align[name])}
     assert moved and all("multi_modal_projector" in name for name in moved)
     moved = {name for name in align if not torch.equal(align[name], tune[name])}
     assert any("language_model" in name for name in moved) and not any("vision_tower" in name for name in moved)
-    plain = _train(family, tmp_path, "plain", *stage_two)
+    plain = _train(arguments, "plain", *stage_two)
     for name, value in plain.items():
         assert torch.allclose(value, tune[name], atol=1e-4), name
 
 
 @pytest.mark.parametrize("template", ["vicuna_v1", "plain"])
-def test_a_model_speaks_the_template_it_was_trained_with(family, tmp_path, pictures, template):
-    _train(family, tmp_path, template, f"template={template}", "trainable=[connector,llm,head]", "trainer.max_steps=1")
+def test_a_model_speaks_the_template_it_was_trained_with(family, arguments, tmp_path, pictures, template):
+    _train(arguments, template, f"template={template}", "trainable=[connector,llm,head]", "trainer.max_steps=1")
     model = ChatModel.from_pretrained(tmp_path / template, max_new_tokens=4)
     row = {"id": "r", "image": "a.png", "conversations": [{"from": "human", "value": QUESTION[0]["content"]}]}
     prompt = encode_conversation(row, model.tokenizer, template, 4, add_generation_prompt=True)["input_ids"]
@@ -203,19 +158,19 @@ def test_a_model_speaks_the_template_it_was_trained_with(family, tmp_path, pictu
     assert isinstance(model.chat(QUESTION, pictures[:1]), str)
 
 
-def test_a_blind_model_is_trained_on_the_questions_alone(family, tmp_path):
-    rows = without_pictures(load_rows(_rows(family, tmp_path)))
+def test_a_blind_model_is_trained_on_the_questions_alone(family, arguments, tmp_path):
+    rows = without_pictures(load_rows(tmp_path / "rows.json"))
     assert rows[0]["conversations"][0]["value"] == "what color is the circle?"
     assert not any(images_of(row) for row in rows)
     before = LlavaForConditionalGeneration.from_pretrained(family / "mllm").state_dict()
-    after = _train(family, tmp_path, "blind", "blind=true", "trainable=[connector,llm,head]")
+    after = _train(arguments, "blind", "blind=true", "trainable=[connector,llm,head]")
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved and not any("multi_modal_projector" in name or "vision_tower" in name for name in moved)
 
 
-def test_cached_tokens_train_the_same(family, tmp_path):
-    live = _train(family, tmp_path, "live", "trainable=[connector]")
-    cached = _train(family, tmp_path, "cached", "trainable=[connector]", "cache_tokens=true")
+def test_cached_tokens_train_the_same(arguments):
+    live = _train(arguments, "live", "trainable=[connector]")
+    cached = _train(arguments, "cached", "trainable=[connector]", "cache_tokens=true")
     for name, value in live.items():
         assert torch.allclose(value, cached[name], atol=2e-3), name
 

@@ -1,11 +1,7 @@
 """mllm.train in two processes: text beside pictures; ZeRO-2 and ZeRO-3 train, save, go on from a checkpoint, export."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import torch
 from safetensors import safe_open
@@ -15,15 +11,11 @@ from transformers import LlavaForConditionalGeneration
 from mllm import ChatModel
 from mllm.objective import MultimodalObjective
 from mllm.train import main as train
-
-ROOT = Path(__file__).parent.parent.parent
+from tests.processes import ROOT, launch
 
 
 def _launch(arguments):
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "mllm.train"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *launcher, *arguments], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    launch("mllm.train", arguments, processes=2)
 
 
 def _weights(folder):
