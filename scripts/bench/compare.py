@@ -1,9 +1,12 @@
 """Two ways to do a thing, timed side by side."""
 
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -32,3 +35,9 @@ def reset_peak() -> None:
 def peak_megabytes() -> float:
     """Peak resident memory of this process since `reset_peak`."""
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
+
+
+def in_own_process(measure: Callable[..., Any], *arguments: Any) -> Any:
+    """What `measure(*arguments)` returns in a new process, whose memory no earlier row has used."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(measure, *arguments).result()

@@ -1,7 +1,6 @@
 """Rows about the encoder, its losses, optimizer and loader."""
 
 import io
-import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from encoder.data import CachedPairs, ImageTextStream
 from encoder.decoder import DECODER_PRESETS, LatentDecoder
 from encoder.losses import caption_loss
 from encoder.vae import decode, encode, tiny_vae
-from scripts.bench.compare import compare, peak_megabytes, reset_peak
+from scripts.bench.compare import compare, in_own_process, peak_megabytes, reset_peak
 from scripts.scaling import flux_shaped_vae
 from training.muon import make_muon
 from training.shapes.write import write
@@ -81,7 +80,7 @@ def muon_share(device: str) -> str:
     return f"tiny step of {batch}: gradients {step:.2f} s, Muon {a:.2f} s ({share:.0%} of the step), AdamW {b:.3f} s"
 
 
-def _caption_peak(chunked: bool, queue: multiprocessing.Queue) -> None:
+def _caption_peak(chunked: bool) -> float:
     hidden = torch.randn(64, 64, 512, requires_grad=True)
     head, labels = torch.nn.Linear(512, 32000, bias=False), torch.randint(0, 32000, (64, 64))
     reset_peak()
@@ -90,19 +89,13 @@ def _caption_peak(chunked: bool, queue: multiprocessing.Queue) -> None:
         caption_loss(hidden, head, labels).backward()
     else:
         F.cross_entropy(head(hidden).flatten(0, 1), labels.flatten()).backward()
-    queue.put(peak_megabytes() - before)
+    return peak_megabytes() - before
 
 
 def caption_memory(device: str) -> str:
     """Peak memory of the caption head and loss at 32,000 words, chunked against plain, a process each."""
-    context, peaks = multiprocessing.get_context("spawn"), []
-    for chunked in (True, False):
-        queue = context.Queue()
-        process = context.Process(target=_caption_peak, args=(chunked, queue))
-        process.start()
-        peaks.append(queue.get())
-        process.join()
-    return f"caption head and loss: {peaks[0]:.0f} MB chunked, {peaks[1]:.0f} MB plain, {peaks[0] / peaks[1] - 1:+.0%}"
+    chunked, plain = (in_own_process(_caption_peak, chunked) for chunked in (True, False))
+    return f"caption head and loss: {chunked:.0f} MB chunked, {plain:.0f} MB plain, {chunked / plain - 1:+.0%}"
 
 
 def _anonymous_megabytes() -> float:
@@ -111,7 +104,7 @@ def _anonymous_megabytes() -> float:
     return int(status.split("RssAnon:")[1].split()[0]) / 1024
 
 
-def _cache_peaks(count: int, queue: multiprocessing.Queue) -> None:
+def _cache_peaks(count: int) -> tuple[float, float]:
     """Peak memory above the start of writing, then of reading in random order, a cache of `count` pictures of 64 px."""
     vae, file = tiny_vae(), io.BytesIO()
     Image.effect_noise((64, 64), 60).save(file, "PNG")
@@ -131,24 +124,20 @@ def _cache_peaks(count: int, queue: multiprocessing.Queue) -> None:
             pairs[index]
             if number % 50 == 0:
                 peak = max(peak, _anonymous_megabytes())
-        queue.put((writing, peak - before))
+        return writing, peak - before
 
 
 def cache_memory(device: str) -> str:
     """Peak memory of writing and of reading a latent cache at two sizes, a process each."""
-    context, lines = multiprocessing.get_context("spawn"), []
+    lines = []
     for count in (1000, 4000):
-        queue = context.Queue()
-        process = context.Process(target=_cache_peaks, args=(count, queue))
-        process.start()
-        writing, reading = queue.get()
-        process.join()
+        writing, reading = in_own_process(_cache_peaks, count)
         size = count * (64 * 64 * 3 + 2 * 16 * 8 * 8) / 1e6
         lines.append(f"{count} pictures ({size:.0f} MB): writing {writing:.1f} MB, reading {reading:.1f} MB")
     return f"latent cache, peak memory above the start: {'; '.join(lines)}"
 
 
-def _real_size(queue: multiprocessing.Queue) -> None:
+def _real_size() -> list[float]:
     times, vae, settings = [], flux_shaped_vae().eval(), dict(DECODER_PRESETS["base"])
 
     def timed(call: Callable[[], Any]) -> Any:
@@ -173,17 +162,12 @@ def _real_size(queue: multiprocessing.Queue) -> None:
         optimizer.step()
 
     timed(step)
-    queue.put((*times, peak_megabytes() / 1024))
+    return [*times, peak_megabytes() / 1024]
 
 
 def real_size(device: str) -> str:
     """FLUX-shaped VAE, base encoder and decoder: encode and decode at 256 px, a training step of 2 at 128 px, once."""
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    process = context.Process(target=_real_size, args=(queue,))
-    process.start()
-    encoding, decoding, training, peak = queue.get()
-    process.join()
+    encoding, decoding, training, peak = in_own_process(_real_size)
     return (
         f"FLUX-shaped VAE, base encoder and decoder on the CPU: 256 px encoded in {encoding:.1f} s, decoded in "
         f"{decoding:.1f} s; a step of 2 pictures at 128 px with pixel loss {training:.1f} s; peak {peak:.1f} GiB"
