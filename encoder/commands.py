@@ -29,7 +29,7 @@ def add_picture_arguments(parser: ArgumentParser) -> None:
     add_device_argument(parser)
 
 
-def usable_device(name: str) -> torch.device:
+def usable_device(name: str | torch.device) -> torch.device:
     """The device of that name.
 
     Raises:

@@ -7,7 +7,6 @@ autoencoder without text towers (encoder.train_decoder) only reconstruction is m
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +24,7 @@ from encoder.images import to_pixel_values
 from encoder.metrics import psnr
 from encoder.tokenizer import load_tokenizer
 from encoder.vae import decode, encode
-from training.cli import run_cli
+from training.cli import print_report, run_cli
 from training.shapes import Scene, ShapesChecker, caption_facts, facts_hold, foreground, full_caption, render
 from training.shapes.write import scene_at
 from training.statistics import share
@@ -205,11 +204,7 @@ def main(argv: list[str]) -> None:
         )
         for split in args.splits
     }
-    text = json.dumps(report, indent=1)
-    print(text)
-    if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(text)
+    print_report(report, args.out)
 
 
 if __name__ == "__main__":

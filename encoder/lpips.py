@@ -7,6 +7,7 @@ The weights are not ours to ship. Both files are given by path, as safetensors o
 """
 
 import pickle
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -30,7 +31,7 @@ class LPIPS(nn.Module):
         super().__init__()
         widths = [3, *(width for group in GROUPS for width in group)]
         self.convolutions = nn.ModuleList(
-            nn.Conv2d(inputs, outputs, 3, padding=1) for inputs, outputs in zip(widths, widths[1:], strict=False)
+            nn.Conv2d(inputs, outputs, 3, padding=1) for inputs, outputs in pairwise(widths)
         )
         self.linear = nn.ParameterList(torch.zeros(group[-1]) for group in GROUPS)
         self.requires_grad_(False)

@@ -18,7 +18,7 @@ from encoder.commands import add_device_argument, usable_device
 from generator.draw import add_drawing_options, drawing_options
 from generator.edit_studies import INPAINT, INTERPOLATE, MOST_CANDIDATES, RERANK
 from generator.pipeline import load_pipeline
-from training.cli import run_cli
+from training.cli import print_report, run_cli
 from training.shapes.write import SPLITS
 
 STUDIES = {"rerank": RERANK, "inpaint": INPAINT, "interpolate": INTERPOLATE}
@@ -85,8 +85,7 @@ def main(argv: list[str]) -> None:
             file.write(json.dumps(rows[-1]) + "\n")
             file.flush()
     report = {"settings": settings, "count": arguments.count, **summarise(rows[: arguments.count])}
-    arguments.out.write_text(json.dumps(report, indent=1))
-    print(json.dumps(report, indent=1))
+    print_report(report, arguments.out)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from mllm import scorers
 
 SHORT = "\nAnswer the question using a single word or phrase."
 LETTER = "\nAnswer with the option's letter from the given choices directly."
-LETTERS = "ABCDEFGHIJ"
 
 
 class BenchmarkError(ValueError):
@@ -133,10 +132,11 @@ def read_scienceqa(files: Sequence[Path]) -> list[Item]:
     items = []
     for key in splits["test"]:
         row = problems[key]
-        options = " ".join(f"({letter}) {choice}" for letter, choice in zip(LETTERS, row["choices"], strict=False))
+        letters = scorers.LETTERS[: len(row["choices"])]
+        options = " ".join(f"({letter}) {choice}" for letter, choice in zip(letters, row["choices"], strict=True))
         prompt = f"Context: {row['hint'] or 'N/A'}\nQuestion: {row['question']}\nOptions: {options}{LETTER}"
         image = f"{key}/{row['image']}" if row["image"] else None
-        answer = (LETTERS[row["answer"]], len(row["choices"]))
+        answer = (letters[row["answer"]], len(letters))
         items.append(Item(key, prompt, image, answer, "image" if image else "text"))
     return items
 

@@ -24,6 +24,7 @@ from transformers import (
 from transformers.generation import BaseStreamer
 
 import encoder  # noqa: F401  registers the vision tower with the Auto classes
+from encoder.commands import add_device_argument, usable_device
 from encoder.images import load_image
 from mllm.conversation import IMAGE, encode_conversation, end_of_answer
 from mllm.sampling import token_choice
@@ -39,7 +40,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 def add_device_arguments(parser: ArgumentParser) -> None:
     """--device and --dtype, where and in what a command runs its ChatModel."""
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
+    add_device_argument(parser)
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the computation (default: float32)")
 
 
@@ -112,10 +113,7 @@ class ChatModel:
         """
         if not (Path(folder) / "config.json").is_file():
             raise ValueError(f"There is no multimodal LLM at {folder}; make one with python -m mllm.assemble.")
-        try:
-            torch.empty(0, device=device)
-        except (AssertionError, RuntimeError) as error:
-            raise ValueError(f"The device {device!r} cannot be used here ({error}); choose cpu.") from error
+        device = usable_device(device)
         if (kind := AutoConfig.from_pretrained(folder).model_type) not in KINDS:
             raise ValueError(f"The model at {folder} is a {kind}; ChatModel takes {' and '.join(KINDS)}.")
         model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).to(device)

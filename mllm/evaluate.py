@@ -10,7 +10,6 @@ Every report names the weights, the prompt and the versions that it depends on.
 
 import argparse
 import hashlib
-import json
 from collections import Counter, defaultdict
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +21,7 @@ from mllm import benchmarks
 from mllm.chat_model import DTYPES, ChatModel, add_device_arguments
 from mllm.conversation import ROLES, images_of
 from mllm.data import load_picture, load_rows, without_pictures
-from training.cli import run_cli
+from training.cli import print_report, run_cli
 from training.statistics import share
 
 BATCH = 64
@@ -137,11 +136,7 @@ def main(argv: list[str]) -> None:
     else:
         report = own_rows(model, args)
     report["provenance"] = provenance(args.model, model)
-    text = json.dumps(report, indent=1)
-    print(text)
-    if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(text)
+    print_report(report, args.out)
 
 
 if __name__ == "__main__":

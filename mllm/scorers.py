@@ -7,6 +7,7 @@ from collections.abc import Sequence
 PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR")
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 
+LETTERS = "ABCDEFGHIJ"  # of choices
 # VQA's table maps each of these words with one apostrophe left out (dont, couldnt've) to the word itself.
 CONTRACTIONS = """
 ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't
@@ -110,7 +111,7 @@ def gqa(predictions: Sequence[str], answers: Sequence[str]) -> float:
 
 def scienceqa_letter(prediction: str, num_choices: int) -> str | None:
     """The letter that LLaVA's eval_science_qa.py reads: "B", "B. text", or "The answer is B."; else None."""
-    letters = "ABCDEFGHIJ"[:num_choices]
+    letters = LETTERS[:num_choices]
     if prediction in tuple(letters):
         return prediction
     if prediction[:1] in tuple(letters) and prediction[1:3] == ". ":

@@ -1,7 +1,9 @@
 """The frame around every command."""
 
+import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 
 def run_cli(main: Callable[[list[str]], None]) -> None:
@@ -11,3 +13,12 @@ def run_cli(main: Callable[[list[str]], None]) -> None:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
+
+
+def print_report(report: dict, out: Path | None) -> None:
+    """Prints a report as JSON, and writes it into the file `out` if there is one."""
+    text = json.dumps(report, indent=1)
+    print(text)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text)

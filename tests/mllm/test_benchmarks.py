@@ -139,3 +139,10 @@ def test_a_wrong_file_is_one_sentence(tmp_path):
         benchmarks.read("gqa", [tmp_path / "missing.json"])
     with pytest.raises(benchmarks.BenchmarkError, match="is not what seed publishes.*SEED-Bench.json"):
         benchmarks.read("seed", [write(tmp_path / "x.json", {"a": 1})])
+
+
+def test_a_question_of_scienceqa_with_more_choices_than_letters_is_not_cut(tmp_path):
+    problem = {"question": "Which?", "choices": list("abcdefghijk"), "answer": 10, "hint": "", "image": None}
+    files = [write(tmp_path / "problems.json", {"1": problem}), write(tmp_path / "pid_splits.json", {"test": ["1"]})]
+    with pytest.raises(benchmarks.BenchmarkError, match="is not what scienceqa publishes"):
+        benchmarks.read("scienceqa", files)
