@@ -1,12 +1,14 @@
 """Builds the self-contained folders of the shipped family, once: python -m demo.assemble
 
 `assembled()` returns a folder holding autoencoder/, mllm/ and generator/, ready for from_pretrained. It lies in
-$XDG_CACHE_HOME/openvision3 (~/.cache/openvision3) under the hash of the family's files.
+$XDG_CACHE_HOME/openvision3 (~/.cache/openvision3) under the hash of the family's files and of the code. The folders
+used last stay there, the others are removed when a new one comes.
 """
 
 import argparse
 import hashlib
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -22,6 +24,9 @@ from encoder import OpenVision3Autoencoder, OpenVision3AutoencoderConfig
 from generator import DiTDHTransformer2DModel, OpenVision3Pipeline
 from mllm.assemble import assemble
 
+KEPT = 4  # assembled families in the cache
+HASH_LENGTH = 16
+
 
 def cache_root() -> Path:
     """Where assembled families are kept."""
@@ -36,7 +41,7 @@ def family_hash(checkpoints: Path) -> str:
             digest.update(path.read_bytes())
     for path in sorted(path for path in checkpoints.rglob("*") if path.is_file()):
         digest.update(f"{path.relative_to(checkpoints).as_posix()} {file_hash(path)}\n".encode())
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()[:HASH_LENGTH]
 
 
 def assembled(checkpoints: Path = CHECKPOINTS) -> Path:
@@ -56,6 +61,10 @@ def assembled(checkpoints: Path = CHECKPOINTS) -> Path:
             except OSError:
                 if not folder.is_dir():  # else another process was first
                     raise
+        families = [path for path in folder.parent.iterdir() if len(path.name) == HASH_LENGTH]
+        for old in sorted(families, key=lambda path: path.stat().st_mtime)[:-KEPT]:
+            shutil.rmtree(old, ignore_errors=True)  # another process may remove it too
+    os.utime(folder)  # used just now
     return folder
 
 

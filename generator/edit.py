@@ -7,8 +7,9 @@
 
 Every command and every option: python -m generator.edit COMMAND --help. In Python, pictures are pixel_values [batch, 3,
 height, width] in [-1, 1], as encoder.images.to_pixel_values makes them. A prompt or a class label, one for all or one
-each, says what the result should show; with neither it is left to the picture. The remaining arguments are those of
-drawing: see generator.flow.sample. A pipeline with a guidance_transformer is guided by it here too, prompt or not.
+each, says what the result should show; with neither it is left to the picture. --describe takes for a prompt what the
+encoder reads in the picture (generator.rerank.describe). The remaining arguments are those of drawing: see
+generator.flow.sample. A pipeline with a guidance_transformer is guided by it here too, prompt or not.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from encoder.images import load_image, to_pixel_values
 from generator.draw import add_drawing_options, drawing_options, save_pictures
 from generator.flow import OnStep, draw_noise, picture_generators, sample
 from generator.pipeline import Generators, OpenVision3Pipeline, load_pipeline
+from generator.rerank import describe
 from training.cli import run_cli
 
 Interval = tuple[float, float]
@@ -138,11 +140,13 @@ def slerp(first: Tensor, second: Tensor, weight: float) -> Tensor:
 
 def interpolate(
     pipeline: OpenVision3Pipeline, first: Tensor, second: Tensor, weights: Sequence[float] = (0.25, 0.5, 0.75),
-    strength: float = 0.8, prompt: str = "", num_inference_steps: int = 50, guidance_scale: float = 1.0,
+    strength: float = 0.8, prompt: str | Sequence[str] = "", num_inference_steps: int = 50, guidance_scale: float = 1.0,
     generator: torch.Generator | None = None, guidance_interval: Interval = (0.0, 1.0),
     class_labels: Sequence[int] | Tensor | None = None, method: str = "euler", on_step: OnStep | None = None,
 ) -> list[Image.Image]:  # fmt: skip
     """Pictures between two, pixel_values [1, 3, height, width] each, one per weight; on_step follows one after another.
+
+    A prompt is one for all or one per weight: generator.rerank.describe(pipeline, end) of the nearer end, for example.
 
     Both ends are brought to a noise level with the same noise, mixed by slerp and drawn on from there, so that the
     places between are pictures and not double exposures. The level is `strength` in the middle and falls to 0 along
@@ -156,18 +160,20 @@ def interpolate(
         raise ValueError(f"A weight is {outside[0]}: give weights from 0, the first picture, to 1, the second.")
     if len(first) != 1 or len(second) != 1:
         raise ValueError(f"There are {len(first)} and {len(second)} pictures to go between: give one and one.")
+    prompts = [prompt] * len(weights) if isinstance(prompt, str) else prompt
+    if len(prompts) != len(weights):
+        raise ValueError(f"There are {len(prompts)} prompts for {len(weights)} weights: give one, or one each.")
     ends = [encode_picture(pipeline, each) for each in (first, second)]
     noise = _noise(pipeline, 1, generator)
-    condition = _condition(pipeline, 1, prompt, class_labels, guidance_scale)
     drawn = []
-    for weight in weights:
+    for weight, text in zip(weights, prompts, strict=True):
         level = 2 * strength * math.sqrt(weight * (1 - weight))
         tokens = slerp(*((1 - level) * end + level * noise for end in ends), weight)
         if level > 0:
             tokens = sample(
                 pipeline.transformer, tokens, _times_from(pipeline, level, num_inference_steps),
                 guidance_interval=guidance_interval, guidance_transformer=pipeline.guidance_transformer, method=method,
-                on_step=on_step, **condition,
+                on_step=on_step, **_condition(pipeline, 1, text, class_labels, guidance_scale),
             )  # fmt: skip
         drawn.append(tokens)
     return pipeline.decode(torch.cat(drawn))
@@ -226,11 +232,16 @@ def _add_command(commands: argparse._SubParsersAction, name: str, what: str, pic
     return command
 
 
-def _add_drawing(command: argparse.ArgumentParser, count: int, count_help: str, guidance: float) -> None:
+def _add_drawing(
+    command: argparse.ArgumentParser, count: int, count_help: str, guidance: float, describe: str | None = None
+) -> None:
     command.add_argument("--count", type=int, default=count, help=f"{count_help} (default %(default)s)")
     what = command.add_mutually_exclusive_group()
     what.add_argument("--prompt", default="", help="what the result should show; without it the picture decides")
     what.add_argument("--class-label", type=int, help="the same for a generator of classes")
+    if describe is not None:
+        what.add_argument("--describe", action="store_true",
+                          help=f"take for a prompt what the encoder's caption head reads in {describe}")  # fmt: skip
     add_drawing_options(command, guidance)
 
 
@@ -242,10 +253,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     strength = {"type": float, "help": "noise level to go up to, above 0; 1 keeps nothing (default %(default)s)"}
     command = _add_command(commands, "variation", "other pictures like this one", pictures=1)
     command.add_argument("--strength", default=0.7, **strength)
-    _add_drawing(command, 1, "how many variations", guidance=1.0)
+    _add_drawing(command, 1, "how many variations", guidance=1.0, describe="the picture")
     command = _add_command(commands, "interpolate", "a row of pictures from one to another", pictures=2)
     command.add_argument("--strength", default=0.8, **strength)
-    _add_drawing(command, 5, "how many pictures between the two", guidance=1.0)
+    _add_drawing(command, 5, "how many pictures between the two", guidance=1.0, describe="the nearer one")
     command = _add_command(commands, "inpaint", "draws what a mask covers anew and keeps the rest", pictures=1)
     command.add_argument("--mask", required=True, type=Path, help="picture, white where to draw anew")
     _add_drawing(command, 1, "how many attempts", guidance=3.0)
@@ -266,17 +277,22 @@ def edit(argv: list[str]) -> None:
     if count < 1:
         raise ValueError(f"--count is {count}: it must be at least 1.")
     options = {
-        "prompt": arguments.prompt, **drawing_options(arguments),
+        **drawing_options(arguments),
         "class_labels": None if arguments.class_label is None else [arguments.class_label],
     }  # fmt: skip
     generators = picture_generators(arguments.seed, range(count))
+    described = getattr(arguments, "describe", False)
+    texts = describe(pipeline, pixel_values) if described else [arguments.prompt] * len(pixel_values)
+    if described:
+        print("\n".join(texts))
     if arguments.command == "interpolate":
         weights = [index / (count + 1) for index in range(count + 2)]
+        options["prompt"] = [texts[weight > 0.5] for weight in weights]
         options |= {"strength": arguments.strength, "generator": generators[0]}
         images = interpolate(pipeline, *pixel_values.split(1), weights, **options)
         save_pictures(images, arguments.out, columns=len(images))
         return
-    pixel_values = pixel_values.expand(count, -1, -1, -1)
+    pixel_values, options["prompt"] = pixel_values.expand(count, -1, -1, -1), texts[0]
     if arguments.command == "variation":
         images = variation(pipeline, pixel_values, arguments.strength, generator=generators, **options)
     else:

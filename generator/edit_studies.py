@@ -17,7 +17,7 @@ from generator.edit import inpaint, interpolate, picture_size, reconstruct
 from generator.flow import picture_generators
 from generator.pipeline import OpenVision3Pipeline
 from generator.prompts import prompt_at
-from generator.rerank import SCORES, standardised, token_scores
+from generator.rerank import SCORES, describe, standardised, token_scores
 from training.shapes import Object, Scene, ShapesChecker, caption_facts, captions, render, sample_scene
 from training.shapes.write import SPLITS
 from training.statistics import share
@@ -152,17 +152,24 @@ def inpaint_figures(rows: Sequence[dict]) -> dict:
 
 
 def interpolate_case(pipeline: OpenVision3Pipeline, index: int, split: str, seed: int, **options) -> dict:
-    """The middle between two scenes; beside it the mean of their pictures, of their tokens, and both ends decoded."""
+    """The middle between two scenes, without a prompt and with what the encoder reads in the first; beside it the mean
+    of their pictures, of their tokens, and both ends decoded."""
     side, _ = picture_size(pipeline)
     rng = np.random.default_rng((seed, 102, SPLITS.index(split), index))
     scenes = [sample_scene(rng, split=split) for _ in range(2)]
     ends = to_pixel_values([render(scene, side) for scene in scenes], side)
     start = time.perf_counter()
-    middle = interpolate(pipeline, *ends.split(1), [0.5], generator=picture_generators(seed, [index])[0], **options)[0]
+    middle, described = (
+        interpolate(
+            pipeline, *ends.split(1), [0.5], prompt=prompt, generator=picture_generators(seed, [index])[0], **options
+        )
+        for prompt in ("", describe(pipeline, ends[:1])[0])
+    )
     seconds = time.perf_counter() - start
     mean_tokens = pipeline.decode(pipeline.encode(ends).mean(dim=0, keepdim=True))
-    pictures = {"middle": [middle], "mean_of_pictures": to_pil(ends.mean(dim=0, keepdim=True)),
-                "mean_of_tokens": mean_tokens, "ends": reconstruct(pipeline, ends)}  # fmt: skip
+    pictures = {"middle": middle, "middle_described": described, "mean_of_tokens": mean_tokens,
+                "mean_of_pictures": to_pil(ends.mean(dim=0, keepdim=True)),
+                "ends": reconstruct(pipeline, ends)}  # fmt: skip
     valid = {name: [CHECKER.is_scene(np.asarray(each)) for each in images] for name, images in pictures.items()}
     return {"captions": [captions(scene)[0] for scene in scenes], "seconds": seconds, "valid": valid}
 

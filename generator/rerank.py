@@ -1,8 +1,8 @@
-"""Chooses among drawings by the encoder's own text heads, in its spaces alone: no picture is decoded.
+"""The encoder's own text heads at work: they choose among drawings, and say what pictures show.
 
-What is scored is not the drawn tokens but what the encoder sees in the latents that they decode to. A generator can
-write tokens in which the heads read the prompt while the picture is a blob; one turn through decoder and encoder, a
-hundredth of what drawing costs, shows it to them (docs/log.md, 2026-11-25).
+Choosing needs no picture. What is scored is not the drawn tokens but what the encoder sees in the latents that they
+decode to. A generator can write tokens in which the heads read the prompt while the picture is a blob; one turn through
+decoder and encoder, a hundredth of what drawing costs, shows it to them (docs/log.md, 2026-11-25).
 
 The heads read a prompt through the tokenizer they were trained with, pipeline.autoencoder_tokenizer, whatever text
 model draws.
@@ -51,6 +51,18 @@ def check_heads(pipeline: OpenVision3Pipeline, score: str) -> None:
 def standardised(scores: Tensor) -> Tensor:
     """Scores [n] with mean 0 and standard deviation 1, so that kinds of them can be added."""
     return (scores - scores.mean()) / scores.std(unbiased=False).clamp(min=1e-6)
+
+
+def describe(pipeline: OpenVision3Pipeline, pixel_values: Tensor) -> list[str]:
+    """What the encoder's caption head reads in pictures [batch, 3, height, width], a caption each: prompts for editing.
+
+    Raises:
+        ValueError: the pipeline's encoder cannot read, see check_heads.
+    """
+    check_heads(pipeline, "caption")
+    autoencoder = pipeline.autoencoder
+    ids = autoencoder.caption(autoencoder.encode(pixel_values.to(autoencoder.device, autoencoder.dtype)))
+    return [text.strip() for text in pipeline.autoencoder_tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
 
 @torch.no_grad()

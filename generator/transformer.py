@@ -180,6 +180,7 @@ class DiTDHTransformer2DModel(BuffersKeepDtype, TokenSpace, ModelMixin, ConfigMi
         else:
             for layer in (self.text_embedder.proj, self.text_embedder.pooled[0], self.text_embedder.pooled[2]):
                 nn.init.xavier_normal_(layer.weight)
+            nn.init.zeros_(self.text_embedder.position.weight)
         layers = [layer.adaLN_modulation[-1] for layer in (*self.blocks, self.final_layer)]
         for layer in (*layers, self.final_layer.linear):
             nn.init.zeros_(layer.weight)

@@ -23,7 +23,7 @@ class Part:
 
     after: the parts whose output it reads, or "vae"; it waits for those of another lane.
     makes: the folder or file it writes; removed before the part starts anew.
-    lane: 0 runs alone on both cores and first; 1 and 2 run beside each other then, a core each.
+    lane: 0 runs alone on both cores and first; 1 and 2 run beside each other then, a core each; 3 as 0, and last.
     """
 
     name: str
@@ -89,11 +89,12 @@ class Run:
                 self.ended[part.name].set()
 
     def minutes_left(self, part: Part) -> float:
-        """The estimate from the start of `part` to the end of its lane, or of everything in lane 0."""
-        at = self.todo.index(part)
-        later = sum(other.minutes for other in self.todo[at:] if other.lane == part.lane)
-        beside = 0.0 if part.lane else max(sum(p.minutes for p in self.todo if p.lane == lane) for lane in (1, 2))
-        return (later + beside) * self.scale
+        """The estimate from the start of `part` to the end of everything."""
+        whole = [sum(other.minutes for other in self.todo if other.lane == lane) for lane in range(4)]
+        rest = sum(other.minutes for other in self.todo[self.todo.index(part) :] if other.lane == part.lane)
+        if part.lane == 0:
+            rest += max(whole[1:3])
+        return (rest + (whole[3] if part.lane < 3 else 0.0)) * self.scale
 
     def run_part(self, part: Part) -> None:
         """Runs a part unless it is done; a failure is noted as a sentence with the last line of its log."""
@@ -120,7 +121,7 @@ class Run:
     def run_command(self, part: Part, log: Path, marker: Path, state: dict) -> int:
         """Runs the command, adding the time to the minutes in its marker while it runs; returns its exit code."""
         environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
-        if part.lane:
+        if part.lane in (1, 2):
             environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 2) // 2))
         command = [sys.executable, "-m", *part.command]
         start, code = time.perf_counter(), None

@@ -153,7 +153,7 @@ def read_parts(out: Path) -> list[dict]:
 def longest_chain(parts: list[dict]) -> dict:
     """{"minutes", "parts"}: the wall time of the whole, and the parts that made it so long.
 
-    A part follows the one before it in its lane, its inputs, and, outside lane 0, all of that lane.
+    A part follows the one before it in its lane, its inputs, and, outside lane 0, all of that lane; lane 3 follows all.
     """
     chains: dict[str, tuple[float, list[str]]] = {}
 
@@ -161,7 +161,7 @@ def longest_chain(parts: list[dict]) -> dict:
         if part["name"] not in chains:
             chains[part["name"]] = (0.0, [])  # a part that is older than its input does not follow it
             before = parts[: parts.index(part)]
-            waited = [other for other in before if other["lane"] in (0, part["lane"])]
+            waited = [other for other in before if part["lane"] == 3 or other["lane"] in (0, part["lane"])]
             waited += [other for other in parts if other["name"] in part["after"]]
             minutes, names = max(map(chain, waited), default=(0.0, []))
             chains[part["name"]] = minutes + part["minutes"], [*names, part["name"]]

@@ -29,7 +29,7 @@ def test_the_whole_chain_runs_from_the_vae_alone_and_goes_on_where_it_was(tmp_pa
     report = json.loads((tmp_path / "runs/tiny/report.json").read_text())
     assert {row["what"] for row in report["table"]} >= {"captions all right", "questions, exact", "drawings, single"}
     assert "blind" in next(row["beside"] for row in report["table"] if row["what"] == "questions, exact")
-    assert len(report["parts"]) == 24 and report["minutes"] > 0
+    assert len(report["parts"]) == 26 and report["minutes"] > 0
     page = (tmp_path / "runs/tiny/report.html").read_text()
     assert "data:image/png;base64," in page and "captions all right" in page
     (tmp_path / "runs/tiny/done/questions_blind.json").unlink()

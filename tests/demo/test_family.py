@@ -1,5 +1,6 @@
 """The family that ships: packed once, assembled whole, refused when its parts do not belong together."""
 
+import os
 import shutil
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from safetensors import safe_open
 
 from demo.app import Family, build_app, main
-from demo.assemble import assembled, family_hash
+from demo.assemble import KEPT, assembled, family_hash
 from demo.evaluate_outside import auroc, measure
 from demo.family import WEIGHTS, FamilyError
 from demo.outside import Outside
@@ -40,6 +41,18 @@ def test_assembly_happens_once_and_leaves_nothing_half_done(checkpoints, own_cac
     assert assembled(checkpoints) == folder
     assert (folder / "mllm" / "config.json").stat().st_mtime_ns == stamp
     assert [path for path in folder.parent.iterdir()] == [folder]
+
+
+def test_the_cache_keeps_the_families_used_last(checkpoints, own_cache):
+    root = assembled(checkpoints).parent
+    others = [root / f"{number:016x}" for number in range(KEPT)]
+    for number, other in enumerate(others):
+        other.mkdir()
+        os.utime(other, (number, number))
+    own = shutil.copytree(checkpoints, own_cache / "own")
+    (own / "llm" / "config.json").write_text((own / "llm" / "config.json").read_text() + "\n")
+    new = assembled(own)
+    assert set(root.iterdir()) == {new, assembled(checkpoints), *others[2:]}
 
 
 def test_every_file_of_the_family_counts(checkpoints, own_cache):

@@ -74,6 +74,14 @@ def test_interpolation_ends_at_the_reconstructions(pipeline, pictures, tokens):
     assert (near - ends[:1]).norm() < 0.05 * ends[:1].norm()  # no jump beside the end
 
 
+def test_interpolation_takes_a_prompt_for_each_weight(pipeline, pictures, tokens):
+    prompts, options = [PROMPT, "a blue square"], {"num_inference_steps": 3, "guidance_scale": 3.0}
+    both = interpolate(pipeline, *pictures.split(1), [0.4, 0.6], prompt=prompts, generator=noise(), **options)
+    for weight, prompt, drawn in zip([0.4, 0.6], prompts, both, strict=True):
+        alone = interpolate(pipeline, *pictures.split(1), [weight], prompt=prompt, generator=noise(), **options)
+        assert torch.allclose(drawn, alone[0], atol=1e-5)
+
+
 def test_variation_grows_with_strength_from_the_picture_itself(pipeline, pictures, tokens):
     picture = encode_picture(pipeline, pictures[:1])
     distances = [
@@ -150,6 +158,7 @@ def test_classes(pipeline, pictures, name, make_transformer):
      (lambda pipe, two: interpolate(pipe, *two.split(1), strength=1.1), "strength is 1.1"),
      (lambda pipe, two: interpolate(pipe, *two.split(1), [0.5, 1.5]), "A weight is 1.5: give weights from 0"),
      (lambda pipe, two: interpolate(pipe, two, two), "There are 2 and 2 pictures to go between"),
+     (lambda pipe, two: interpolate(pipe, *two.split(1), prompt=[PROMPT]), "There are 1 prompts for 3 weights"),
      (lambda pipe, two: inpaint(pipe, two, corner()[:, :32]), r"The mask must be \[64, 64\] .*; it is \[64, 32\]"),
      (lambda pipe, two: inpaint(pipe, two, corner(0)), "true in 0%"),
      (lambda pipe, two: inpaint(pipe, two, corner(64)), "true in 100%"),
@@ -167,7 +176,7 @@ def test_refusals(pipeline, pictures, call, words):
         call(pipeline, pictures)
 
 
-def test_the_command_edits(pipeline, pictures, tmp_path, capsys):
+def test_the_command_edits(pipeline, pictures, tmp_path, capsys, monkeypatch):
     pipeline.save_pretrained(tmp_path / "model")
     first, second = (tmp_path / f"{name}.png" for name in ("first", "second"))
     for path, image in zip((first, second), to_pil(pictures), strict=True):
@@ -186,6 +195,12 @@ def test_the_command_edits(pipeline, pictures, tmp_path, capsys):
     row = run("interpolate", "--count", "1", "--steps", "2", images=(first, second))
     assert row.size == (192, 64)
     assert np.abs(np.int16(row.crop((0, 0, 64, 64))) - np.int16(expected)).max() <= 1
+    monkeypatch.setattr("generator.edit.describe", lambda pipe, pictures: [PROMPT, "a blue square"][: len(pictures)])
+    capsys.readouterr()
+    options = ["--steps", "2", "--guidance", "3"]
+    described = np.asarray(run("interpolate", "--count", "1", "--describe", *options, images=(first, second)))
+    assert "a red circle\na blue square" in capsys.readouterr().out
+    assert (described == run("interpolate", "--count", "1", "--prompt", PROMPT, *options, images=(first, second))).all()
     mask = str(tmp_path / "mask.png")
     inpainted = run("inpaint", "--mask", mask, "--prompt", PROMPT, "--steps", "2", "--interval", "0", "0.5")
     assert inpainted.size == (64, 64)

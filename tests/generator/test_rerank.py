@@ -9,7 +9,7 @@ from PIL import ImageChops
 from encoder.text import OpenVision3TextConfig, TextEncoder
 from generator import OpenVision3Pipeline
 from generator.flow import picture_generators
-from generator.rerank import best_of, token_scores
+from generator.rerank import best_of, describe, token_scores
 from generator.text import states_width
 
 PROMPT = "a red circle"
@@ -46,6 +46,18 @@ def test_it_orders_as_the_heads_scores(pipeline, drawn, tokenizer):
         chosen = best_of(pipeline, PROMPT, 8, seed=4, score=name, **OPTIONS)
         best = pipeline.decode(pipeline.to_grid(drawn[expected.argmax()][None]))[0]
         assert max(high for _, high in ImageChops.difference(chosen, best).getextrema()) <= 1, name
+
+
+def test_it_says_what_the_caption_head_reads(pipeline, tokenizer, monkeypatch):
+    pictures, seen = torch.rand(2, 3, 64, 64) * 2 - 1, []
+
+    def caption(tokens):
+        seen.append(tokens)
+        return tokenizer(["a red circle", "a blue square"], return_tensors="pt")["input_ids"]
+
+    monkeypatch.setattr(pipeline.autoencoder, "caption", caption)
+    assert describe(pipeline, pictures) == ["a red circle", "a blue square"]
+    assert torch.equal(seen[0], pipeline.autoencoder.encode(pictures))
 
 
 def test_the_text_model_of_the_pipeline_does_not_matter(pipeline, drawn, make_transformer, tokenizer_of, tmp_path):

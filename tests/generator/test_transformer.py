@@ -89,6 +89,22 @@ def test_text_changes_the_velocity_and_an_all_masked_text_is_finite():
     assert torch.isfinite(nothing).all()
 
 
+def test_the_order_of_a_text_counts_once_it_was_learned():
+    model = randomised(text_hidden_size=6)
+    tokens, timestep, states = torch.randn(1, 8, 4, 4), torch.rand(1), torch.randn(1, 5, 6)
+
+    def turned_round() -> float:
+        both = [model(tokens, timestep, encoder_hidden_states=each).sample for each in (states, states.flip(1))]
+        return (both[0] - both[1]).abs().max().item()
+
+    torch.nn.init.normal_(model.text_embedder.position.weight)
+    moved = turned_round()
+    torch.nn.init.zeros_(model.text_embedder.position.weight)
+    assert moved > 5e-5 and turned_round() < 1e-6  # sums in another order
+    fresh = DiTDHTransformer2DModel.preset("tiny", sample_size=4, in_channels=8, text_hidden_size=6)
+    assert not fresh.text_embedder.position.weight.any()
+
+
 def test_another_grid_runs_and_a_foreign_table_refuses_it():
     model = randomised(num_classes=3)
     wide = torch.randn(1, 8, 2, 6)

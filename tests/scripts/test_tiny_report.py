@@ -91,10 +91,11 @@ def test_the_longest_chain_waits_for_inputs_of_the_other_lane():
             ("tune", 1, ["data"], 5.0),
             ("drawings", 1, ["generator"], 3.0),
             ("generator", 2, ["data"], 9.0),
-            ("last", 2, [], 2.0),
+            ("beside", 2, [], 2.0),
+            ("last", 3, [], 1.0),
         )
     ]
-    assert longest_chain(parts) == {"minutes": 13.0, "parts": ["data", "generator", "drawings"]}
+    assert longest_chain(parts) == {"minutes": 14.0, "parts": ["data", "generator", "drawings", "last"]}
     assert longest_chain([]) == {"minutes": 0.0, "parts": []}
 
 
