@@ -22,6 +22,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 from transformers.generation import BaseStreamer
+from transformers.utils import ADAPTER_CONFIG_NAME
 
 import encoder  # noqa: F401  registers the vision tower with the Auto classes
 from encoder.commands import add_device_argument, usable_device
@@ -109,8 +110,10 @@ class ChatModel:
         """Reads a folder of mllm.assemble or mllm.train.
 
         Raises:
-            ValueError: there is no such folder or device, or the folder's model is of another kind.
+            ValueError: there is no such folder or device, or the folder's model is of another kind or adapters alone.
         """
+        if (Path(folder) / ADAPTER_CONFIG_NAME).is_file():
+            raise ValueError(f"{folder} holds adapters; python -m mllm.merge makes a whole model of them.")
         if not (Path(folder) / "config.json").is_file():
             raise ValueError(f"There is no multimodal LLM at {folder}; make one with python -m mllm.assemble.")
         device = usable_device(device)

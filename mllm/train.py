@@ -79,6 +79,8 @@ def check(recipe: MultimodalRecipe) -> None:
         raise ValueError(f"init_from is {recipe.init_from!r}, which holds adapters; python -m mllm.merge comes first.")
     if (kind := AutoConfig.from_pretrained(recipe.init_from).model_type) != "llava":
         raise ValueError(f"init_from is {recipe.init_from!r}, a {kind}; give a folder assembled without --anyres.")
+    if recipe.template not in TEMPLATES:
+        raise ValueError(f"template is {recipe.template!r}; choose one of {', '.join(TEMPLATES)}.")
     if recipe.on_error not in ON_ERROR:
         raise ValueError(f"on_error is {recipe.on_error!r}; choose one of {', '.join(ON_ERROR)}.")
     if recipe.lora and recipe.trainable:

@@ -90,6 +90,10 @@ def test_what_cannot_be_merged_or_trained_is_refused(family, arguments, tmp_path
     train(arguments("lora", LORA, "trainer.max_steps=1"))
     with pytest.raises(ValueError, match="holds adapters; python -m mllm.merge comes first"):
         train(arguments("more", f"init_from={tmp_path / 'lora'}"))
+    with pytest.raises(ValueError, match="lora holds adapters; python -m mllm.merge makes a whole model of them"):
+        ChatModel.from_pretrained(tmp_path / "lora")
+    with pytest.raises(ValueError, match="template is 'llama_3'; choose one of .*vicuna_v1"):
+        train(arguments("lora", "template=llama_3"))
     parents = tmp_path / "lora" / "trained_on.json"
     parents.write_text(json.dumps({**json.loads(parents.read_text()), "init_from": "0123"}))
     with pytest.raises(ValueError, match="adapts other weights than those in"):
