@@ -15,6 +15,8 @@ generator.flow.sample. A pipeline with a guidance_transformer is guided by it he
 import argparse
 import math
 from collections.abc import Sequence
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -25,7 +27,7 @@ from torch.nn import functional as F
 from encoder.commands import add_device_argument, usable_device
 from encoder.images import load_image, to_pixel_values
 from generator.draw import add_drawing_options, drawing_options, save_pictures
-from generator.flow import OnStep, draw_noise, picture_generators, sample
+from generator.flow import OnStep, draw_noise, picture_generators, renoise, sample
 from generator.pipeline import Generators, OpenVision3Pipeline, load_pipeline
 from generator.rerank import describe
 from training.cli import run_cli
@@ -183,7 +185,7 @@ def inpaint(
     pipeline: OpenVision3Pipeline, pixel_values: Tensor, mask: Tensor, prompt: str | Sequence[str] = "",
     num_inference_steps: int = 50, guidance_scale: float = 3.0, generator: Generators = None,
     guidance_interval: Interval = (0.0, 1.0), class_labels: Sequence[int] | Tensor | None = None, method: str = "euler",
-    on_step: OnStep | None = None,
+    on_step: OnStep | None = None, resamples: int = 3,
 ) -> list[Image.Image]:  # fmt: skip
     """Draws a region of pictures [batch, 3, height, width] anew and keeps the rest.
 
@@ -192,9 +194,15 @@ def inpaint(
     was there. The kept tokens are brought to the noise level of every step, so that the new ones can agree with them;
     what on_step returns for them is not taken.
 
+    resamples: how often each step is done, from fresh noise on what was reached (RePaint's r, arXiv 2201.09865). Once
+    is so many times faster, but what is new then agrees with what is kept only by chance.
+
     Raises:
-        ValueError: mask, size of the pictures or number of prompts do not fit, or `sample` refuses an argument.
+        ValueError: mask, size of the pictures or number of prompts do not fit, resamples is below 1, or `sample`
+            refuses an argument.
     """
+    if resamples < 1:
+        raise ValueError(f"resamples is {resamples}: a step is done at least once.")
     mask = mask.bool().to(pixel_values.device)
     if mask.shape != pixel_values.shape[-2:] or not mask.any() or mask.all():
         height, width = pixel_values.shape[-2:]
@@ -206,21 +214,29 @@ def inpaint(
     data = encode_picture(pipeline, torch.where(mask, kept_color[..., None, None], pixel_values))
     drawn_anew = F.adaptive_max_pool2d(mask[None, None].float(), data.shape[-2:]).bool().to(data.device)
     noise = _noise(pipeline, len(data), generator)
+    times = pipeline.timesteps(num_inference_steps)
+    condition = _condition(pipeline, len(data), prompt, class_labels, guidance_scale)
 
-    def keep(step: int, timestep: float, tokens: Tensor, predicted: Tensor) -> Tensor:
-        kept = (1 - timestep) * data + timestep * noise
-        tokens = torch.where(drawn_anew, tokens, kept)
-        if on_step is None:
-            return tokens
-        replaced = on_step(step, timestep, tokens, torch.where(drawn_anew, predicted, data))
-        return tokens if replaced is None else torch.where(drawn_anew, replaced, kept)
+    def with_kept(tokens: Tensor, timestep: float | Tensor) -> Tensor:
+        return torch.where(drawn_anew, tokens, (1 - timestep) * data + timestep * noise)
 
-    drawn = sample(
-        pipeline.transformer, noise, pipeline.timesteps(num_inference_steps), guidance_interval=guidance_interval,
-        guidance_transformer=pipeline.guidance_transformer, method=method, on_step=keep,
-        **_condition(pipeline, len(data), prompt, class_labels, guidance_scale),
-    )  # fmt: skip
-    return pipeline.decode(drawn)
+    def keep(step: int, _: int, timestep: float, tokens: Tensor, predicted: Tensor) -> Tensor:
+        tokens, predicted = with_kept(tokens, timestep), torch.where(drawn_anew, predicted, data)
+        replaced = None if on_step is None else on_step(step, timestep, tokens, predicted)
+        return tokens if replaced is None else with_kept(replaced, timestep)
+
+    tokens = noise
+    for step, (time, lower) in enumerate(pairwise(times)):
+        for again in reversed(range(resamples if time < 1 else 1)):  # at 1 there is noise alone
+            tokens = sample(
+                pipeline.transformer, tokens, torch.stack([time, lower]), guidance_interval=guidance_interval,
+                guidance_transformer=pipeline.guidance_transformer, method=method,
+                on_step=partial(keep, step), **condition,
+            )  # fmt: skip
+            if again:
+                fresh = _noise(pipeline, len(data), generator)
+                tokens = with_kept(renoise(tokens, lower, time, fresh), time)
+    return pipeline.decode(tokens)
 
 
 def _add_command(commands: argparse._SubParsersAction, name: str, what: str, pictures: int) -> argparse.ArgumentParser:
@@ -259,6 +275,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     _add_drawing(command, 5, "how many pictures between the two", guidance=1.0, describe="the nearer one")
     command = _add_command(commands, "inpaint", "draws what a mask covers anew and keeps the rest", pictures=1)
     command.add_argument("--mask", required=True, type=Path, help="picture, white where to draw anew")
+    command.add_argument("--resamples", type=int, default=3,
+                         help="how often a step is done, so that new and old agree (default %(default)s)")  # fmt: skip
     _add_drawing(command, 1, "how many attempts", guidance=3.0)
     _add_command(commands, "reconstruct", "the picture through the encoder and back", pictures=1)
     return parser.parse_args(argv)
@@ -298,7 +316,7 @@ def edit(argv: list[str]) -> None:
     else:
         mask = load_image(arguments.mask).convert("L").resize((width, height), Image.Resampling.NEAREST)
         white = (to_pixel_values([mask], height) > 0).all(dim=1)[0]
-        images = inpaint(pipeline, pixel_values, white, generator=generators, **options)
+        images = inpaint(pipeline, pixel_values, white, generator=generators, resamples=arguments.resamples, **options)
     save_pictures(images, arguments.out)
 
 

@@ -27,6 +27,12 @@ def dimension_shift(channels: int, height: int, width: int) -> float:
     return max(1.0, math.sqrt(channels * height * width / SHIFT_BASE))
 
 
+def renoise(tokens: Tensor, level: Tensor, higher: Tensor, noise: Tensor) -> Tensor:
+    """Tokens of a noise level brought to a higher one by fresh noise, as if their data had been brought there."""
+    kept = (1 - higher) / (1 - level)
+    return kept * tokens + (higher**2 - (kept * level) ** 2).sqrt() * noise
+
+
 def rae_timesteps(num_steps: int, shift: float) -> Tensor:
     """RAE's own grid: num_steps points from 1 to just above 0, so num_steps - 1 evaluations and no last step to 0."""
     return time_shift(1 - torch.linspace(0, 0.999, num_steps), shift)

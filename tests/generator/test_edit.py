@@ -65,6 +65,21 @@ def test_inpainting_does_not_see_what_the_mask_covers(pipeline, pictures, tokens
     assert torch.equal(*drawn)
 
 
+def test_inpainting_repeats_its_steps_as_often_as_asked(pipeline, pictures, tokens, monkeypatch):
+    levels, forward = [], pipeline.transformer.forward
+    monkeypatch.setattr(
+        pipeline.transformer, "forward", lambda **given: levels.append(given["timestep"][0].item()) or forward(**given)
+    )
+    options = {"num_inference_steps": 3, "guidance_scale": 1.0}
+    once, twice = (inpaint(pipeline, pictures[:1], corner(), generator=noise(), resamples=n, **options) for n in (1, 2))
+    times = pipeline.timesteps(3)[:-1].tolist()
+    assert levels == pytest.approx([*times, times[0], times[1], times[1], times[2], times[2]])
+    assert not torch.allclose(once, twice, atol=1e-4)
+    pair = inpaint(pipeline, pictures, corner(), generator=picture_generators(0, [0, 1]), **options)
+    second = inpaint(pipeline, pictures[1:], corner(), generator=picture_generators(0, [1]), **options)
+    assert torch.allclose(pair[1:], second, atol=1e-4)  # the noise of a picture is its own, whatever the batch
+
+
 def test_interpolation_ends_at_the_reconstructions(pipeline, pictures, tokens):
     drawn = interpolate(pipeline, *pictures.split(1), [0, 0.5, 1], num_inference_steps=3, generator=noise())
     ends = reconstruct(pipeline, pictures)
@@ -109,7 +124,8 @@ def test_every_option_of_drawing_acts(pipeline, pictures, tokens, name, make_tra
     seen = []
     plain = drawn(on_step=lambda step, timestep, states, predicted: seen.append((step, timestep, predicted.shape)))
     assert torch.equal(plain, drawn())
-    assert seen[-1][1] == 0 and [step for step, _, _ in seen] == list(range(len(seen)))
+    steps = [step for step, _, _ in seen]
+    assert seen[-1][1] == 0 and steps == sorted(steps) and set(steps) == set(range(steps[-1] + 1))
     assert all(shape == (1, 192, 4, 4) for _, _, shape in seen)
     changed = {
         "guidance_scale": 1.0, "guidance_interval": (0.0, 0.3), "method": "heun", "prompt": "",
@@ -161,6 +177,7 @@ def test_classes(pipeline, pictures, name, make_transformer):
      (lambda pipe, two: interpolate(pipe, *two.split(1), prompt=[PROMPT]), "There are 1 prompts for 3 weights"),
      (lambda pipe, two: inpaint(pipe, two, corner()[:, :32]), r"The mask must be \[64, 64\] .*; it is \[64, 32\]"),
      (lambda pipe, two: inpaint(pipe, two, corner(0)), "true in 0%"),
+     (lambda pipe, two: inpaint(pipe, two, corner(), resamples=0), "resamples is 0: a step is done at least once"),
      (lambda pipe, two: inpaint(pipe, two, corner(64)), "true in 100%"),
      (lambda pipe, two: reconstruct(pipe, two[..., :32]), r"are \[2, 3, 64, 32\] and this pipeline edits .* 64, 64"),
      (lambda pipe, two: variation(pipe, two[0]), r"are \[3, 64, 64\]"),
@@ -202,7 +219,8 @@ def test_the_command_edits(pipeline, pictures, tmp_path, capsys, monkeypatch):
     assert "a red circle\na blue square" in capsys.readouterr().out
     assert (described == run("interpolate", "--count", "1", "--prompt", PROMPT, *options, images=(first, second))).all()
     mask = str(tmp_path / "mask.png")
-    inpainted = run("inpaint", "--mask", mask, "--prompt", PROMPT, "--steps", "2", "--interval", "0", "0.5")
+    inpainted = run("inpaint", "--mask", mask, "--prompt", PROMPT, "--steps", "2", "--resamples", "2",
+                    "--interval", "0", "0.5")  # fmt: skip
     assert inpainted.size == (64, 64)
     with pytest.raises(ValueError, match="no picture at"):
         run("reconstruct", images=(tmp_path / "missing.png",))

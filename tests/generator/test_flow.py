@@ -8,7 +8,15 @@ import torch
 from torch import nn
 
 from generator import DiTDHTransformer2DModel
-from generator.flow import draw_noise, picture_generators, rae_timesteps, sample, time_shift, uniform_timesteps
+from generator.flow import (
+    draw_noise,
+    picture_generators,
+    rae_timesteps,
+    renoise,
+    sample,
+    time_shift,
+    uniform_timesteps,
+)
 from generator.pipeline import make_scheduler, scheduler_timesteps
 
 
@@ -167,3 +175,11 @@ def test_text_guidance_without_a_null_text_is_refused():
             encoder_hidden_states=torch.ones(1, 1, 1),
             guidance_scale=2.0,
         )
+
+
+def test_renoised_tokens_are_those_of_the_higher_level():
+    level, higher = torch.tensor(0.3), torch.tensor(0.8)
+    data, nothing = torch.randn(1, 8, 4, 4), torch.zeros(1, 8, 4, 4)
+    assert torch.allclose(renoise((1 - level) * data, level, higher, nothing), (1 - higher) * data, atol=1e-6)
+    old, new = (renoise(level * each, level, higher, noise) for each, noise in ((data, nothing), (nothing, data)))
+    assert torch.allclose(old**2 + new**2, (higher * data) ** 2, atol=1e-5)  # two noises add up to one of this level
