@@ -16,7 +16,7 @@ from tqdm import tqdm
 from encoder.data import ImageTextStream
 from encoder.images import to_pil, to_pixel_values
 from encoder.metrics import frechet_distance
-from generator.edit import reconstruct
+from generator.editing import reconstruct
 from generator.features import Features, extract
 from generator.flow import picture_generators
 from generator.metrics import kernel_distance, precision_recall

@@ -38,7 +38,7 @@ def add_drawing_options(parser: argparse.ArgumentParser, guidance: float, steps:
 
 
 def drawing_options(arguments: argparse.Namespace) -> dict:
-    """Arguments of the pipeline's call, and of the calls of generator.edit."""
+    """Arguments of the pipeline's call, and of the calls of generator.editing."""
     return {
         "num_inference_steps": arguments.steps, "guidance_scale": arguments.guidance,
         "guidance_interval": tuple(arguments.interval), "method": arguments.method,

@@ -13,16 +13,17 @@ import torch
 from PIL import Image
 
 from encoder.images import to_pil, to_pixel_values
-from generator.edit import inpaint, interpolate, picture_size, reconstruct
+from generator.editing import inpaint, interpolate, picture_size, reconstruct
 from generator.flow import picture_generators
 from generator.pipeline import OpenVision3Pipeline
 from generator.prompts import prompt_at
-from generator.rerank import SCORES, describe, standardised, token_scores
+from generator.rerank import SCORES, describe, likeliest, standardised, token_scores
 from training.shapes import Object, Scene, ShapesChecker, caption_facts, captions, render, sample_scene
 from training.shapes.write import SPLITS
 from training.statistics import share
 
 MOST_CANDIDATES = 1000  # noise of prompt i: (seed, MOST_CANDIDATES * i + candidate)
+ATTEMPTS = 4  # at one inpainting
 MOVED = 0.05  # of the picture's side, 3 px of 64: a kept object whose centre moved less is where it was
 MARGIN = 0.02  # around an object, of the picture's side: what a mask covers beside it, and its neighbour keeps free
 CHECKER = ShapesChecker()
@@ -129,24 +130,31 @@ def _judge_inpainting(picture: Image.Image, wanted: Scene, prompt: str) -> dict[
 
 
 def inpaint_case(pipeline: OpenVision3Pipeline, index: int, split: str, seed: int, **options) -> dict:
-    """Replaces one object of two by what the prompt says; beside it the wanted picture through encoder and decoder."""
+    """Replaces one object of two by what the prompt says, ATTEMPTS times: the first, and the one that the caption head
+    finds likeliest; beside them the wanted picture through encoder and decoder."""
     side, _ = picture_size(pipeline)
     rows, _ = pipeline.transformer.grid
     scene, wanted, prompt, patches = inpainting_at(split, index, seed, rows)
     mask = torch.from_numpy(np.kron(patches, np.ones((side // rows, side // rows), dtype=bool)))
-    generators = picture_generators(seed, [index])
+    generators = picture_generators(seed, [ATTEMPTS * index + each for each in range(ATTEMPTS)])
     pixel_values, ceiling = to_pixel_values([render(each, side) for each in (scene, wanted)], side).split(1)
     start = time.perf_counter()
-    drawn = inpaint(pipeline, pixel_values, mask, prompt, generator=generators, **options)[0]
+    tokens = inpaint(
+        pipeline, pixel_values.expand(ATTEMPTS, -1, -1, -1), mask, prompt, generator=generators, output_type="latent",
+        **options,
+    )  # fmt: skip
     seconds = time.perf_counter() - start
-    row = {"prompt": prompt, "seconds": seconds, "drawn": _judge_inpainting(drawn, wanted, prompt)}
-    return {**row, "ceiling": _judge_inpainting(reconstruct(pipeline, ceiling)[0], wanted, prompt)}
+    pictures = {"drawn": pipeline.decode(pipeline.to_grid(tokens[:1]))[0], "best": likeliest(pipeline, tokens, prompt),
+                "ceiling": reconstruct(pipeline, ceiling)[0]}  # fmt: skip
+    judged = {who: _judge_inpainting(picture, wanted, prompt) for who, picture in pictures.items()}
+    return {"prompt": prompt, "seconds": seconds, **judged}
 
 
 def inpaint_figures(rows: Sequence[dict]) -> dict:
     """kept_unchanged: the other object has its shape, colour, size and place (within MOVED); new_obeys: there is the
     named object and no third; all_right: the whole prompt holds."""
-    figures = {name: {who: share(sum(row[who][name] for row in rows), len(rows)) for who in ("drawn", "ceiling")}
+    pictures = [name for name, value in rows[0].items() if isinstance(value, dict)]
+    figures = {name: {who: share(sum(row[who][name] for row in rows), len(rows)) for who in pictures}
                for name in rows[0]["drawn"]}  # fmt: skip
     return {**figures, "seconds": sum(row["seconds"] for row in rows)}
 

@@ -29,7 +29,7 @@ from encoder.commands import add_device_argument, usable_device
 from encoder.images import picture_grid, to_pixel_values
 from generator.distribution import balanced_labels, compare, decoded, draw_many, real_pictures
 from generator.draw import add_drawing_options, drawing_options
-from generator.edit import picture_size, reconstruct
+from generator.editing import picture_size, reconstruct
 from generator.features import Features, load_features
 from generator.flow import picture_generators
 from generator.nearest import NearestCaption

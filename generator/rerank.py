@@ -90,6 +90,18 @@ def token_scores(pipeline: OpenVision3Pipeline, image_tokens: Tensor, prompt: st
     return scores[0] if len(scores) == 1 else sum(map(standardised, scores))
 
 
+def likeliest(
+    pipeline: OpenVision3Pipeline, image_tokens: Tensor, prompt: str, score: str = "caption"
+) -> Image.Image:
+    """Decodes only the one of drawn raw image tokens [n, num_patches, channels] that fits the prompt best.
+
+    Raises:
+        ValueError: as token_scores.
+    """
+    best = int(token_scores(pipeline, image_tokens, prompt, score).argmax())
+    return pipeline.decode(pipeline.to_grid(image_tokens[best : best + 1]))[0]
+
+
 def best_of(
     pipeline: OpenVision3Pipeline, prompt: str, count: int, seed: int = 0, first_index: int = 0, score: str = "caption",
     **options,
@@ -104,5 +116,4 @@ def best_of(
     check_heads(pipeline, score)
     generators = picture_generators(seed, range(first_index, first_index + count))
     tokens = pipeline([prompt] * count, generator=generators, output_type="latent", **options).images
-    best = int(token_scores(pipeline, tokens, prompt, score).argmax())
-    return pipeline.decode(pipeline.to_grid(tokens[best : best + 1]))[0]
+    return likeliest(pipeline, tokens, prompt, score)

@@ -7,7 +7,8 @@ from PIL import Image
 
 from encoder.images import to_pil, to_pixel_values
 from generator import OpenVision3Pipeline
-from generator.edit import edit, encode_picture, inpaint, interpolate, reconstruct, slerp, variation
+from generator.edit import edit
+from generator.editing import encode_picture, inpaint, interpolate, reconstruct, slerp, variation
 from generator.flow import picture_generators
 from generator.pipeline import make_scheduler
 
@@ -37,7 +38,7 @@ def pictures():
 @pytest.fixture()
 def tokens(pipeline, monkeypatch):
     """Every edit gives the tokens it would have decoded."""
-    monkeypatch.setattr(pipeline, "decode", lambda states: states)
+    monkeypatch.setattr(pipeline, "decode", lambda states, *_: states)
 
 
 def test_every_picture_has_the_pictures_size(pipeline, pictures):
@@ -139,7 +140,7 @@ def test_every_option_of_drawing_acts(pipeline, pictures, tokens, name, make_tra
         pipeline.transformer, pipeline.autoencoder, pipeline.scheduler, pipeline.text_encoder, pipeline.tokenizer,
         guidance_transformer=weaker,
     )  # fmt: skip
-    guided.decode = lambda states: states
+    guided.decode = lambda states, *_: states
     assert not torch.allclose(plain, drawn(guided), atol=1e-5)
     assert not torch.allclose(drawn(guided, prompt=""), drawn(prompt=""), atol=1e-5)  # needs no prompt
 
@@ -156,7 +157,7 @@ def test_without_a_prompt_nothing_guides_and_nothing_is_computed_twice(pipeline,
 @pytest.mark.parametrize("name", CALLS)
 def test_classes(pipeline, pictures, name, make_transformer):
     classes = OpenVision3Pipeline(make_transformer(num_classes=5), pipeline.autoencoder, make_scheduler(1.0))
-    classes.decode = lambda states: states
+    classes.decode = lambda states, *_: states
     drawn = [
         CALLS[name](classes, pictures, generator=noise(), num_inference_steps=3, **options)
         for options in ({}, {"class_labels": [2]}, {"class_labels": [3]})
@@ -203,7 +204,7 @@ def test_the_command_edits(pipeline, pictures, tmp_path, capsys, monkeypatch):
     def run(command, *rest, images=(first,)):
         out = tmp_path / "out" / f"{command}.png"
         edit([command, "--model", str(tmp_path / "model"), "--out", str(out), "--image", *map(str, images), *rest])
-        return Image.open(out)
+        return Image.open(out).copy()  # read before the next run overwrites it
 
     again = run("reconstruct")
     expected = reconstruct(pipeline, to_pixel_values([Image.open(first)], 64))[0]
@@ -222,6 +223,14 @@ def test_the_command_edits(pipeline, pictures, tmp_path, capsys, monkeypatch):
     inpainted = run("inpaint", "--mask", mask, "--prompt", PROMPT, "--steps", "2", "--resamples", "2",
                     "--interval", "0", "0.5")  # fmt: skip
     assert inpainted.size == (64, 64)
+    chosen = run("inpaint", "--mask", mask, "--prompt", PROMPT, "--steps", "2", "--best-of", "2", "--count", "2")
+    all_four = run("inpaint", "--mask", mask, "--prompt", PROMPT, "--steps", "2", "--count", "4")
+    tiles = [np.int16(all_four.crop((x, y, x + 64, y + 64))) for y in (0, 64) for x in (0, 64)]
+    for number in (0, 1):
+        picture = np.int16(chosen.crop((64 * number, 0, 64 * number + 64, 64)))
+        assert min(np.abs(picture - tile).max() for tile in tiles[2 * number : 2 * number + 2]) <= 1
+    with pytest.raises(ValueError, match="--best-of needs a --prompt"):
+        run("inpaint", "--mask", mask, "--best-of", "2")
     with pytest.raises(ValueError, match="no picture at"):
         run("reconstruct", images=(tmp_path / "missing.png",))
     with pytest.raises(ValueError, match="--count is 0"):

@@ -14,7 +14,7 @@ from encoder.images import to_pil
 from encoder.metrics import frechet_distance
 from generator import OpenVision3Pipeline
 from generator.distribution import balanced_labels, decoded, draw_many, real_pictures
-from generator.edit import reconstruct
+from generator.editing import reconstruct
 from generator.evaluate import diversity, judge, main, parse
 from generator.features import WORDS, accuracy, answers, extract, load_features, pictures_of, train
 from generator.features import main as write_features

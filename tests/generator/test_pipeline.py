@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 
 from generator import OpenVision3Pipeline
 from generator.draw import draw
-from generator.edit import encode_picture, variation
+from generator.editing import encode_picture, variation
 from generator.flow import picture_generators
 from generator.pipeline import load_pipeline, make_scheduler
 
