@@ -66,8 +66,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--negative-prompt", help="what to be guided away from; by default the empty text")
     add_drawing_options(parser, guidance=3.0)
     parser.add_argument("--best-of", type=int, default=1, metavar="N",
-                        help="draw N per picture and keep the one the encoder's own text heads like best")  # fmt: skip
-    parser.add_argument("--rank-by", choices=SCORES, default="caption", help="the score of --best-of")
+                        help="draw N per picture and keep the one the encoder likes best")  # fmt: skip
+    parser.add_argument("--rank-by", choices=SCORES, default="both",
+                        help="the score of --best-of: generator.rerank.token_scores (default %(default)s)")  # fmt: skip
     add_device_argument(parser)
     return parser.parse_args(argv)
 

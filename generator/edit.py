@@ -6,7 +6,7 @@
     python -m generator.edit reconstruct --model DIR --image cat.png --out again.png
 
 Every option: python -m generator.edit COMMAND --help. --describe takes for a prompt what the encoder reads in the
-picture; --best-of keeps, of so many attempts at one inpainting, the one whose picture its caption head finds likeliest.
+picture; --best-of keeps, of so many attempts at one inpainting, the one that it likes best (generator.rerank).
 """
 
 import argparse
@@ -80,7 +80,7 @@ def _inpaint(
         return inpaint(pipeline, pixel_values.expand(count, -1, -1, -1), mask, generator=generators, **options)
     if not options["prompt"]:
         raise ValueError("--best-of needs a --prompt, to which the attempts are compared.")
-    check_heads(pipeline, "caption")
+    check_heads(pipeline, "both")
     pixel_values, images = pixel_values.expand(attempts, -1, -1, -1), []
     for start in range(0, count * attempts, attempts):
         own = generators[start : start + attempts]

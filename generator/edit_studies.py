@@ -17,7 +17,7 @@ from generator.editing import inpaint, interpolate, picture_size, reconstruct
 from generator.flow import picture_generators
 from generator.pipeline import OpenVision3Pipeline
 from generator.prompts import prompt_at
-from generator.rerank import SCORES, describe, likeliest, standardised, token_scores
+from generator.rerank import SCORES, describe, likeliest, score_parts, standardised
 from training.shapes import Object, Scene, ShapesChecker, caption_facts, captions, render, sample_scene
 from training.shapes.write import SPLITS
 from training.statistics import share
@@ -39,7 +39,7 @@ def rerank_case(
     tokens = pipeline([prompt] * candidates, generator=generators, output_type="latent", **options).images
     tokens = tokens.cpu()  # a GPU has drawn them when they are here
     drawn = time.perf_counter()
-    scores = {score: token_scores(pipeline, tokens, prompt, score).cpu().tolist() for score in ("contrast", "caption")}
+    scores = {name: part.cpu().tolist() for name, part in score_parts(pipeline, tokens, prompt).items()}
     ranked = time.perf_counter()
     facts = caption_facts(prompt)
     pictures = pipeline.decode(pipeline.to_grid(tokens))
@@ -49,7 +49,7 @@ def rerank_case(
 
 def _picked(rows: Sequence[dict], score: str, group: slice) -> list[bool]:
     """Whether each row's best of a group of its candidates is right."""
-    names, picked = ("contrast", "caption") if score == "both" else (score,), []
+    names, picked = SCORES[score], []
     for row in rows:
         parts = [torch.tensor(row[name][group], dtype=torch.float64) for name in names]
         picked.append(row["right"][group][int(sum(map(standardised, parts)).argmax())])
@@ -73,15 +73,14 @@ def _gap_closed(random: np.ndarray, picked: np.ndarray, oracle: np.ndarray) -> d
 
 def rerank_figures(rows: Sequence[dict]) -> dict:
     """Shares for the best of n = 1, 2, 4, ... candidates; random: the mean over them, what a blind pick gives on
-    average; oracle: any of them right. All whole groups of n among a prompt's candidates count. The time of ranking is
-    that of two scores, contrast and caption."""
+    average; oracle: any of them right. All whole groups of n among a prompt's candidates count."""
     candidates, figures, n = len(rows[0]["right"]), {}, 1
     while n <= candidates:
         groups = [slice(start, start + n) for start in range(0, candidates - n + 1, n)]
         random = np.array([np.mean(row["right"]) for row in rows])
         oracle = np.mean([[any(row["right"][group]) for row in rows] for group in groups], axis=0)
         figures[n] = {"random": float(random.mean()), "oracle": float(oracle.mean())}
-        for score in SCORES:
+        for score in ("both", *SCORES["both"]):
             picked = np.mean([_picked(rows, score, group) for group in groups], axis=0)
             figures[n][score] = {"picked": float(picked.mean()), "gap_closed": _gap_closed(random, picked, oracle)}
         n *= 2
@@ -130,8 +129,8 @@ def _judge_inpainting(picture: Image.Image, wanted: Scene, prompt: str) -> dict[
 
 
 def inpaint_case(pipeline: OpenVision3Pipeline, index: int, split: str, seed: int, **options) -> dict:
-    """Replaces one object of two by what the prompt says, ATTEMPTS times: the first, and the one that the caption head
-    finds likeliest; beside them the wanted picture through encoder and decoder."""
+    """Replaces one object of two by what the prompt says, ATTEMPTS times: the first, and the one that the encoder
+    likes best; beside them the wanted picture through encoder and decoder."""
     side, _ = picture_size(pipeline)
     rows, _ = pipeline.transformer.grid
     scene, wanted, prompt, patches = inpainting_at(split, index, seed, rows)

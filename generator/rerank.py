@@ -1,8 +1,8 @@
 """The encoder's own text heads at work: they choose among drawings, and say what pictures show.
 
-Choosing needs no picture. What is scored is not the drawn tokens but what the encoder sees in the latents that they
-decode to. A generator can write tokens in which the heads read the prompt while the picture is a blob; one turn through
-decoder and encoder, a hundredth of what drawing costs, shows it to them (docs/log.md, 2026-11-25).
+What is scored is not the drawn tokens but what the encoder sees in the pictures they decode to: a generator can write
+tokens in which the heads read the prompt while the picture is a blob. How much the two differ tells as much again: the
+tokens of a clean picture come back through it, those of a broken one do not (docs/log.md, 2026-11-26).
 
 The heads read a prompt through the tokenizer they were trained with, pipeline.autoencoder_tokenizer, whatever text
 model draws.
@@ -16,12 +16,14 @@ from generator.flow import picture_generators
 from generator.pipeline import OpenVision3Pipeline
 from generator.text import longest_text, tokenize
 
-# what each score is read from
+# the parts of each score, and the heads that some are read from
 SCORES = {
-    "contrast": ("text_encoder",),
-    "caption": ("caption_decoder",),
-    "both": ("text_encoder", "caption_decoder"),
+    "contrast": ("contrast",),
+    "caption": ("caption",),
+    "fidelity": ("fidelity",),
+    "both": ("caption", "fidelity"),
 }
+HEADS = {"contrast": "text_encoder", "caption": "caption_decoder"}
 
 
 def check_heads(pipeline: OpenVision3Pipeline, score: str) -> None:
@@ -33,7 +35,10 @@ def check_heads(pipeline: OpenVision3Pipeline, score: str) -> None:
     """
     if score not in SCORES:
         raise ValueError(f"score is {score!r}: choose one of {', '.join(SCORES)}.")
-    for head in SCORES[score]:
+    heads = [HEADS[part] for part in SCORES[score] if part in HEADS]
+    if not heads:
+        return
+    for head in heads:
         pipeline.autoencoder.need_text(head)
     if pipeline.autoencoder_tokenizer is None:
         raise ValueError(
@@ -66,34 +71,50 @@ def describe(pipeline: OpenVision3Pipeline, pixel_values: Tensor) -> list[str]:
 
 
 @torch.no_grad()
-def token_scores(pipeline: OpenVision3Pipeline, image_tokens: Tensor, prompt: str, score: str = "caption") -> Tensor:
-    """How well drawn raw image tokens [n, num_patches, channels] fit the prompt, [n]; larger is better.
+def score_parts(
+    pipeline: OpenVision3Pipeline, image_tokens: Tensor, prompt: str, score: str = "both"
+) -> dict[str, Tensor]:
+    """The parts of a score for drawn raw image tokens [n, num_patches, channels], each [n]; larger is better.
 
-    The tokens are decoded to latents and encoded again. contrast: cosine of the pooled tokens and the text; caption:
-    mean log-probability per token of the prompt given the tokens; both: their sum after standardising each over the n.
+    The tokens are decoded to pictures and encoded again. contrast: cosine of the pooled tokens and the text; caption:
+    mean log-probability per token of the prompt given the tokens; fidelity: minus the mean squared difference of the
+    normalised tokens before and after.
 
     Raises:
         ValueError: the pipeline cannot rank by this score, see check_heads, or the prompt is too long for the heads.
     """
     check_heads(pipeline, score)
     autoencoder, tokenizer = pipeline.autoencoder, pipeline.autoencoder_tokenizer
-    encoded = tokenize(tokenizer, [prompt], longest_text(autoencoder.text_encoder, tokenizer))
-    input_ids, mask = (part.to(autoencoder.device) for part in encoded)
     image_tokens = image_tokens.to(autoencoder.device, autoencoder.dtype)
-    image_tokens = autoencoder.encode_latents(autoencoder.latent_decoder(image_tokens, pipeline.transformer.grid))
-    scores = []
-    if "text_encoder" in SCORES[score]:
-        scores.append((autoencoder.image_features(image_tokens) @ autoencoder.text_features(input_ids, mask).T)[:, 0])
-    if "caption_decoder" in SCORES[score]:
-        count = len(image_tokens)
-        scores.append(autoencoder.caption_log_prob(image_tokens, input_ids.expand(count, -1), mask.expand(count, -1)))
-    return scores[0] if len(scores) == 1 else sum(map(standardised, scores))
+    seen = autoencoder.encode(autoencoder.decode(image_tokens, pipeline.transformer.grid).clamp(-1, 1))
+    parts = {}
+    if any(part in HEADS for part in SCORES[score]):
+        encoded = tokenize(tokenizer, [prompt], longest_text(autoencoder.text_encoder, tokenizer))
+        input_ids, mask = (rows.to(autoencoder.device) for rows in encoded)
+    if "contrast" in SCORES[score]:
+        parts["contrast"] = (autoencoder.image_features(seen) @ autoencoder.text_features(input_ids, mask).T)[:, 0]
+    if "caption" in SCORES[score]:
+        texts = (rows.expand(len(seen), -1) for rows in (input_ids, mask))
+        parts["caption"] = autoencoder.caption_log_prob(seen, *texts)
+    if "fidelity" in SCORES[score]:
+        changed = pipeline.to_grid(image_tokens) - pipeline.to_grid(seen)
+        parts["fidelity"] = -changed.square().mean(dim=(1, 2, 3))
+    return parts
+
+
+def token_scores(pipeline: OpenVision3Pipeline, image_tokens: Tensor, prompt: str, score: str = "both") -> Tensor:
+    """How well drawn raw image tokens [n, num_patches, channels] fit the prompt, [n]; larger is better.
+
+    A score of several parts is their sum after standardising each over the n; see score_parts, also for its errors.
+    """
+    parts = list(score_parts(pipeline, image_tokens, prompt, score).values())
+    return parts[0] if len(parts) == 1 else sum(map(standardised, parts))
 
 
 def likeliest(
-    pipeline: OpenVision3Pipeline, image_tokens: Tensor, prompt: str, score: str = "caption"
+    pipeline: OpenVision3Pipeline, image_tokens: Tensor, prompt: str, score: str = "both"
 ) -> Image.Image:
-    """Decodes only the one of drawn raw image tokens [n, num_patches, channels] that fits the prompt best.
+    """The picture of the one of drawn raw image tokens [n, num_patches, channels] that fits the prompt best.
 
     Raises:
         ValueError: as token_scores.
@@ -103,10 +124,10 @@ def likeliest(
 
 
 def best_of(
-    pipeline: OpenVision3Pipeline, prompt: str, count: int, seed: int = 0, first_index: int = 0, score: str = "caption",
+    pipeline: OpenVision3Pipeline, prompt: str, count: int, seed: int = 0, first_index: int = 0, score: str = "both",
     **options,
 ) -> Image.Image:  # fmt: skip
-    """Draws `count` times (noise (seed, first_index + i)) and decodes only the drawing that fits the prompt best.
+    """Draws `count` times (noise (seed, first_index + i)) and keeps the drawing that fits the prompt best.
 
     options: arguments of the pipeline's call, such as num_inference_steps and guidance_scale.
 

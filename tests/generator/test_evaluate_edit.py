@@ -12,28 +12,28 @@ from training.shapes import HELD_OUT_PAIRS, ShapesChecker, caption_facts, facts_
 FAST = ["--steps", "1", "--guidance", "1"]
 
 
-def row(right: list[int], contrast: list[float], caption: list[float]) -> dict:
+def row(right: list[int], fidelity: list[float], caption: list[float]) -> dict:
     right = [bool(each) for each in right]
-    return {"right": right, "contrast": contrast, "caption": caption, "draw_seconds": 10.0, "rank_seconds": 0.5}
+    return {"right": right, "fidelity": fidelity, "caption": caption, "draw_seconds": 10.0, "rank_seconds": 0.5}
 
 
 def test_the_share_of_the_gap_closed_is_that_of_the_picks():
     rows = [
-        row([0, 1, 0, 0], contrast=[1.0, 4, 2, 3], caption=[9.0, 1, 1, 1]),  # contrast finds it, caption does not
-        row([1, 0, 1, 0], contrast=[4.0, 5, 1, 1], caption=[7.0, 2, 1, 1]),  # the other way round
-        row([0, 0, 0, 0], contrast=[1.0, 2, 3, 4], caption=[1.0, 2, 3, 4]),  # nobody can
+        row([0, 1, 0, 0], fidelity=[1.0, 4, 2, 3], caption=[9.0, 1, 1, 1]),  # fidelity finds it, caption does not
+        row([1, 0, 1, 0], fidelity=[4.0, 5, 1, 1], caption=[7.0, 2, 1, 1]),  # the other way round
+        row([0, 0, 0, 0], fidelity=[1.0, 2, 3, 4], caption=[1.0, 2, 3, 4]),  # nobody can
     ]
     figures = rerank_figures(rows)
     assert list(figures["best_of"]) == [1, 2, 4] and figures["rank_share_of_drawing"] == pytest.approx(0.05)
     best = figures["best_of"][4]
     assert best["random"] == pytest.approx((0.25 + 0.5) / 3) and best["oracle"] == pytest.approx(2 / 3)
-    assert best["contrast"]["picked"] == best["caption"]["picked"] == pytest.approx(1 / 3)
-    assert best["contrast"]["gap_closed"]["value"] == pytest.approx((1 / 3 - 0.25) / (2 / 3 - 0.25))
+    assert best["fidelity"]["picked"] == best["caption"]["picked"] == pytest.approx(1 / 3)
+    assert best["fidelity"]["gap_closed"]["value"] == pytest.approx((1 / 3 - 0.25) / (2 / 3 - 0.25))
     low, high = best["caption"]["gap_closed"]["interval"]
     assert low < best["caption"]["gap_closed"]["value"] < high
     pairs = figures["best_of"][2]  # groups (0, 1) and (2, 3): the oracle finds 1 + 0, 1 + 1 and 0 of two each
     assert pairs["oracle"] == pytest.approx((0.5 + 1 + 0) / 3)
-    assert pairs["contrast"]["picked"] == pytest.approx((0.5 + 0.5 + 0) / 3)
+    assert pairs["fidelity"]["picked"] == pytest.approx((0.5 + 0.5 + 0) / 3)
     assert figures["best_of"][1]["both"]["picked"] == pytest.approx(best["random"])
     assert figures["best_of"][1]["both"]["gap_closed"]["value"] is None
 

@@ -32,14 +32,15 @@ def test_it_orders_as_the_heads_scores(pipeline, drawn, tokenizer):
     autoencoder, ids = pipeline.autoencoder, tokenizer([PROMPT], return_tensors="pt")["input_ids"]
     with torch.no_grad():
         text = autoencoder.text_encoder(ids).pooler_output
-        seen = autoencoder.encoder(latents=autoencoder.latent_decoder(drawn)).last_hidden_state
+        seen = autoencoder.encode(autoencoder.decode(drawn).clamp(-1, 1))
         contrast = torch.cosine_similarity(autoencoder.pool(seen), text)
         logits = autoencoder.caption_decoder(seen, ids[:, :-1].expand(8, -1))
         caption = -torch.nn.functional.cross_entropy(
             logits.transpose(1, 2), ids[:, 1:].expand(8, -1), reduction="none"
         ).mean(1)
-    both = sum((each - each.mean()) / each.std(unbiased=False) for each in (contrast, caption))
-    for name, expected in {"contrast": contrast, "caption": caption, "both": both}.items():
+    fidelity = -((drawn - seen) / pipeline.transformer.token_std.flatten()).square().mean((1, 2))
+    both = sum((each - each.mean()) / each.std(unbiased=False) for each in (caption, fidelity))
+    for name, expected in {"contrast": contrast, "caption": caption, "fidelity": fidelity, "both": both}.items():
         scores = token_scores(pipeline, drawn, PROMPT, name)
         assert torch.allclose(scores, expected, atol=1e-4), name
         assert scores.argsort().tolist() == expected.argsort().tolist(), name
@@ -85,7 +86,7 @@ def test_refusals_come_before_anything_is_drawn(pipeline, tokenizer_of, monkeypa
         with pytest.raises(ValueError, match=words):
             best_of(pipe, PROMPT, 2, score=score, **OPTIONS)
 
-    refused("choose one of contrast, caption, both", pipeline, "taste")
+    refused("choose one of contrast, caption, fidelity, both", pipeline, "taste")
     refused("has no autoencoder_tokenizer", with_parts(pipeline, autoencoder_tokenizer=None))
     large = tokenizer_of([f"word{index}" for index in range(40)])
     refused("has 44 words and the encoder's text heads know 32", with_parts(pipeline, autoencoder_tokenizer=large))
