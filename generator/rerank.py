@@ -67,7 +67,7 @@ def describe(pipeline: OpenVision3Pipeline, pixel_values: Tensor) -> list[str]:
     check_heads(pipeline, "caption")
     autoencoder = pipeline.autoencoder
     ids = autoencoder.caption(autoencoder.encode(pixel_values.to(autoencoder.device, autoencoder.dtype)))
-    return [text.strip() for text in pipeline.autoencoder_tokenizer.batch_decode(ids, skip_special_tokens=True)]
+    return [text.strip() for text in pipeline.autoencoder_tokenizer.batch_decode(ids.cpu(), skip_special_tokens=True)]
 
 
 @torch.no_grad()
