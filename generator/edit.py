@@ -99,8 +99,9 @@ def edit(argv: list[str]) -> None:
         save_pictures(reconstruct(pipeline, pixel_values), arguments.out)
         return
     count = arguments.count
-    if count < 1 or getattr(arguments, "best_of", 1) < 1:
-        raise ValueError(f"--count is {count}: it must be at least 1, as --best-of.")
+    for name in ("count", "best_of"):
+        if getattr(arguments, name, 1) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}: it must be at least 1.")
     options = {
         **drawing_options(arguments),
         "class_labels": None if arguments.class_label is None else [arguments.class_label],

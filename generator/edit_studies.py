@@ -17,7 +17,7 @@ from generator.editing import inpaint, interpolate, picture_size, reconstruct
 from generator.flow import picture_generators
 from generator.pipeline import OpenVision3Pipeline
 from generator.prompts import prompt_at
-from generator.rerank import SCORES, describe, likeliest, score_parts, standardised
+from generator.rerank import SCORES, combined, describe, likeliest, score_parts
 from training.shapes import Object, Scene, ShapesChecker, caption_facts, captions, render, sample_scene
 from training.shapes.write import SPLITS
 from training.statistics import share
@@ -52,7 +52,7 @@ def _picked(rows: Sequence[dict], score: str, group: slice) -> list[bool]:
     names, picked = SCORES[score], []
     for row in rows:
         parts = [torch.tensor(row[name][group], dtype=torch.float64) for name in names]
-        picked.append(row["right"][group][int(sum(map(standardised, parts)).argmax())])
+        picked.append(row["right"][group][int(combined(parts).argmax())])
     return picked
 
 

@@ -8,6 +8,8 @@ The heads read a prompt through the tokenizer they were trained with, pipeline.a
 model draws.
 """
 
+from collections.abc import Sequence
+
 import torch
 from PIL import Image
 from torch import Tensor
@@ -53,9 +55,11 @@ def check_heads(pipeline: OpenVision3Pipeline, score: str) -> None:
         )
 
 
-def standardised(scores: Tensor) -> Tensor:
-    """Scores [n] with mean 0 and standard deviation 1, so that kinds of them can be added."""
-    return (scores - scores.mean()) / scores.std(unbiased=False).clamp(min=1e-6)
+def combined(parts: Sequence[Tensor]) -> Tensor:
+    """Scores [n] of several kinds as one: their sum after standardising each over the n; a single one as it is."""
+    if len(parts) == 1:
+        return parts[0]
+    return sum((part - part.mean()) / part.std(unbiased=False).clamp(min=1e-6) for part in parts)
 
 
 def describe(pipeline: OpenVision3Pipeline, pixel_values: Tensor) -> list[str]:
@@ -105,10 +109,9 @@ def score_parts(
 def token_scores(pipeline: OpenVision3Pipeline, image_tokens: Tensor, prompt: str, score: str = "both") -> Tensor:
     """How well drawn raw image tokens [n, num_patches, channels] fit the prompt, [n]; larger is better.
 
-    A score of several parts is their sum after standardising each over the n; see score_parts, also for its errors.
+    See score_parts, also for its errors, and combined.
     """
-    parts = list(score_parts(pipeline, image_tokens, prompt, score).values())
-    return parts[0] if len(parts) == 1 else sum(map(standardised, parts))
+    return combined(list(score_parts(pipeline, image_tokens, prompt, score).values()))
 
 
 def likeliest(

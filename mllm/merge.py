@@ -13,11 +13,10 @@ from pathlib import Path
 
 from peft import PeftModel
 from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneration
+from transformers.utils import ADAPTER_CONFIG_NAME
 
 import encoder  # noqa: F401  registers the vision tower with the Auto classes
 from encoder.lineage import read_parents, weights_hash, write_parents
-
-ADAPTER = "adapter_config.json"
 
 
 def merge(folder: Path, out: Path) -> LlavaForConditionalGeneration:
@@ -26,9 +25,11 @@ def merge(folder: Path, out: Path) -> LlavaForConditionalGeneration:
     Raises:
         ValueError: there is no adapter in `folder`, or the weights it was trained on are not there any more.
     """
-    if not (folder / ADAPTER).is_file():
-        raise ValueError(f"There is no adapter in {folder} (no {ADAPTER}); name the output_dir of a recipe with lora.")
-    base = Path(json.loads((folder / ADAPTER).read_text())["base_model_name_or_path"])
+    if not (folder / ADAPTER_CONFIG_NAME).is_file():
+        raise ValueError(
+            f"There is no adapter in {folder} (no {ADAPTER_CONFIG_NAME}); name the output_dir of a recipe with lora."
+        )
+    base = Path(json.loads((folder / ADAPTER_CONFIG_NAME).read_text())["base_model_name_or_path"])
     if not (base / "config.json").is_file():
         raise ValueError(f"{folder} adapts {base}, and there is no model there; bring that folder back.")
     parents = read_parents(folder)

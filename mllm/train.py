@@ -15,13 +15,13 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneration, TrainingArguments
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.utils import ADAPTER_CONFIG_NAME
 
 import encoder  # noqa: F401  registers the vision tower with the Auto classes
 from encoder.lineage import read_parents, start_training, weights_hash
 from mllm.conversation import TEMPLATES
 from mllm.data import ON_ERROR, ConversationCollator, Conversations, cache_image_tokens, load_rows, without_pictures
 from mllm.lora import add_lora, four_bits, save_adapter
-from mllm.merge import ADAPTER
 from mllm.objective import MultimodalObjective, tower_tokens
 from mllm.sampler import GroupedSampler, row_lengths
 from training.arguments import training_arguments, uses_deepspeed
@@ -75,7 +75,7 @@ def check(recipe: MultimodalRecipe) -> None:
     """
     if recipe.init_from is None or not (Path(recipe.init_from) / "config.json").is_file():
         raise ValueError(f"init_from is {recipe.init_from!r}; name a folder made by python -m mllm.assemble.")
-    if (Path(recipe.init_from) / ADAPTER).is_file():
+    if (Path(recipe.init_from) / ADAPTER_CONFIG_NAME).is_file():
         raise ValueError(f"init_from is {recipe.init_from!r}, which holds adapters; python -m mllm.merge comes first.")
     if (kind := AutoConfig.from_pretrained(recipe.init_from).model_type) != "llava":
         raise ValueError(f"init_from is {recipe.init_from!r}, a {kind}; give a folder assembled without --anyres.")

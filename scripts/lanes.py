@@ -89,7 +89,7 @@ class Run:
                 self.ended[part.name].set()
 
     def minutes_left(self, part: Part) -> float:
-        """The estimate from the start of `part` to the end of everything."""
+        """The estimate from the start of `part` to the end of its lane and of the lanes after it."""
         whole = [sum(other.minutes for other in self.todo if other.lane == lane) for lane in range(4)]
         rest = sum(other.minutes for other in self.todo[self.todo.index(part) :] if other.lane == part.lane)
         if part.lane == 0:

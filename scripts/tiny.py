@@ -27,6 +27,7 @@ def parts(out: Path, vae: Path, scale: float) -> list[Part]:
     autoencoder, mllm = out / "encoder" / "autoencoder", out / "mllm"
     questions = [f"data={train_64}/questions.json", f"images={train_64}/images"]
     pairs = [f"vae={vae}", f"tokenizer={out}/tokenizer"]
+    drawings = [f"data=[{out}/cache64]", f"autoencoder={autoencoder}"]
     on_both_cores = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
 
     def some(count: int, least: int) -> int:
@@ -105,24 +106,23 @@ def parts(out: Path, vae: Path, scale: float) -> list[Part]:
 
         Part("generator_start", 17.5, ("encoder", "latents"), out / "generator_start",
              ["generator.train", "generator/recipes/tiny.yaml", steps(1000), f"output_dir={out}/generator_start",
-              f"data=[{out}/cache64]", f"autoencoder={autoencoder}"], lane=2),
+              *drawings], lane=2),
         Part("generator_more", 23.0, ("generator_start", "encoder", "latents"), out / "generator_more",
              ["generator.train", "generator/recipes/tiny_more.yaml", steps(1400), f"output_dir={out}/generator_more",
-              f"init_from={out}/generator_start/transformer", f"data=[{out}/cache64]",
-              f"autoencoder={autoencoder}"], lane=2),
+              f"init_from={out}/generator_start/transformer", *drawings], lane=2),
         Part("generator_outlines", 20.0, ("generator_more", "encoder", "latents"), out / "generator_outlines",
              ["generator.train", "generator/recipes/tiny_outlines.yaml", steps(1200),
               f"output_dir={out}/generator_outlines", f"init_from={out}/generator_more/transformer",
-              f"data=[{out}/cache64]", f"autoencoder={autoencoder}"], lane=2),
+              *drawings], lane=2),
 
         Part("generator_longer", 25.0, ("generator_outlines", "encoder", "latents"), out / "generator_longer",
              [*on_both_cores, "generator.train", "generator/recipes/tiny_finish.yaml", steps(1400),
               f"output_dir={out}/generator_longer", f"init_from={out}/generator_outlines/transformer",
-              f"data=[{out}/cache64]", f"autoencoder={autoencoder}"], lane=3),
+              *drawings], lane=3),
         Part("generator", 25.0, ("generator_longer", "encoder", "latents"), out / "generator",
              [*on_both_cores, "generator.train", "generator/recipes/tiny_finish.yaml", steps(1400),
               f"output_dir={out}/generator", f"init_from={out}/generator_longer/transformer", "trainer.seed=4",
-              f"data=[{out}/cache64]", f"autoencoder={autoencoder}"], lane=3),
+              *drawings], lane=3),
         Part("drawings_test_iid", 4.0, ("generator", "latents"), reports / "drawings_test_iid.json",
              draw("test_iid"), lane=3),
         Part("drawings_test_combo", 4.0, ("generator", "latents"), reports / "drawings_test_combo.json",

@@ -231,6 +231,8 @@ def test_the_command_edits(pipeline, pictures, tmp_path, capsys, monkeypatch):
         assert min(np.abs(picture - tile).max() for tile in tiles[2 * number : 2 * number + 2]) <= 1
     with pytest.raises(ValueError, match="--best-of needs a --prompt"):
         run("inpaint", "--mask", mask, "--best-of", "2")
+    with pytest.raises(ValueError, match="--best-of is 0: it must be at least 1"):
+        run("inpaint", "--mask", mask, "--prompt", PROMPT, "--best-of", "0")
     with pytest.raises(ValueError, match="no picture at"):
         run("reconstruct", images=(tmp_path / "missing.png",))
     with pytest.raises(ValueError, match="--count is 0"):
